@@ -1,0 +1,106 @@
+"""``ktllama translate``."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from ktllama import document
+from ktllama.cli import options as shared
+from ktllama.diagnostics import Diagnostic, Severity
+from ktllama.errors import RulesetError
+from ktllama.lower import emit
+from ktllama.translation import Translation, analyse
+
+_FORMATS = ("text", "json", "argv", "python", "ini")
+_TARGET_OF_FORMAT = {"argv": "llama-server", "ini": "llama-server", "python": "python"}
+
+
+@click.command("translate")
+@shared.rules_argument
+@shared.model_options
+@click.option("--target", type=click.Choice(shared.TARGETS), help="What will run the model.  [default: by --format]")
+@click.option("--format", "form", type=click.Choice(_FORMATS), default="text", show_default=True, help="Output.")
+@shared.placement_options
+@shared.strict_option
+def command(
+    rules: str,
+    model: str | None,
+    preset: str | None,
+    target: str | None,
+    form: str,
+    device_map: tuple[str, ...],
+    default_device: str,
+    budgets: tuple[str, ...],
+    strict: bool,
+) -> int:
+    """Compile RULES into llama.cpp settings.
+
+    text is for people; json is the whole plan; argv is a llama-server command line, ini a llama-server preset file,
+    python what an app that uses llama-cpp-python needs. With argv, ini and python, findings go to standard error.
+    """
+    if model is not None and preset is not None:
+        raise click.UsageError("--model and --preset exclude each other.")
+    wanted = _TARGET_OF_FORMAT.get(form)
+    if wanted and target not in (None, wanted):
+        raise click.UsageError(f"--format {form} is for --target {wanted}.")
+    chosen = shared.make_options(target or wanted or "python", device_map, default_device, budgets)
+    try:
+        translation = analyse(rules, model, preset=preset, options=chosen)
+    except RulesetError as fault:
+        return _no_translation(fault, form)
+    failed = fails(translation.diagnostics, strict=strict)
+    _write(translation, form, model, failed=failed)
+    return int(failed)
+
+
+def fails(diagnostics: tuple[Diagnostic, ...], *, strict: bool) -> bool:
+    """Whether the findings make the command fail."""
+    fatal: set[Severity] = {"error", "warning"} if strict else {"error"}
+    return any(found.severity in fatal for found in diagnostics)
+
+
+def report(diagnostics: tuple[Diagnostic, ...]) -> None:
+    """Errors and warnings on standard error; notes are for ``lint`` and the text format."""
+    for found in diagnostics:
+        if found.severity != "note":
+            click.echo(str(found), err=True)
+
+
+def _no_translation(fault: RulesetError, form: str) -> int:
+    if form == "json":
+        click.echo(json.dumps(document.failed_document(fault.diagnostics), indent=1))
+    else:
+        report(fault.diagnostics)
+    return fault.exit_status
+
+
+def _write(translation: Translation, form: str, model: str | None, *, failed: bool) -> None:
+    if form == "json":
+        click.echo(json.dumps(document.translation_document(translation), indent=1))
+    elif form == "text":
+        from ktllama.cli.text import print_translation
+
+        print_translation(translation, model_path(translation, model), sys.stdout)
+    else:
+        report(translation.diagnostics)
+        if not failed:
+            click.echo(settings_text(translation, form, model_path(translation, model)), nl=form == "argv")
+
+
+def model_path(translation: Translation, model: str | None) -> str:
+    """The model's path as the user gave it, or a name to replace."""
+    if model is not None:
+        return model
+    return f"{translation.model.name.replace(' ', '-')}.gguf"
+
+
+def settings_text(translation: Translation, form: str, path: str) -> str:
+    """The settings in one of the forms to paste."""
+    if form == "argv":
+        return emit.to_command_line(translation.settings, path)
+    if form == "ini":
+        return emit.to_ini(translation.settings, path, translation.model.name)
+    return emit.to_python(translation.settings, path)

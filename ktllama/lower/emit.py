@@ -1,0 +1,116 @@
+"""Settings in the forms that people paste: a llama-server command, its preset file, Python."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from ktllama.errors import KtllamaError
+from ktllama.lower.settings import LlamaSettings
+
+_INI_SPECIAL = ";#\r\n"
+
+
+class EmitError(KtllamaError):
+    """Settings that a form has no words for."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def server_options(settings: LlamaSettings) -> Iterator[tuple[str, str]]:
+    """llama-server's long options without their dashes, and their values (common/arg.cpp).
+
+    ``fit`` is off because it would change what the rules decided; options at llama-server's default are left out.
+    """
+    yield "n-gpu-layers", str(settings.n_gpu_layers)
+    yield "device", ",".join(settings.devices) or "none"
+    if len(settings.devices) > 1 and any(settings.tensor_split):
+        yield "split-mode", "layer"
+        yield "tensor-split", ",".join(str(count) for count in settings.tensor_split)
+    if settings.tensor_overrides:
+        yield (
+            "override-tensor",
+            ",".join(f"{override.pattern}={override.device}" for override in settings.tensor_overrides),
+        )
+    if settings.devices and not settings.op_offload:
+        yield "op-offload", "false"
+    if settings.devices and settings.no_host:
+        yield "no-host", "true"
+    if settings.load_mode != "auto":
+        yield "load-mode", settings.load_mode
+    yield "fit", "off"
+
+
+def to_argv(settings: LlamaSettings, model_path: str) -> list[str]:
+    """The words of a llama-server command."""
+    words = ["llama-server", "--model", model_path]
+    for option, value in server_options(settings):
+        if value == "false":
+            words.append(f"--no-{option}")
+        elif value == "true":
+            words.append(f"--{option}")
+        else:
+            words += [f"--{option}", value]
+    return words
+
+
+def to_command_line(settings: LlamaSettings, model_path: str) -> str:
+    """One line for a POSIX shell."""
+    return shlex.join(to_argv(settings, model_path))
+
+
+def to_ini(settings: LlamaSettings, model_path: str, section: str) -> str:
+    """A preset for ``llama-server --models-preset`` (common/preset.cpp: ``;`` and ``#`` begin comments anywhere).
+
+    Raises:
+        EmitError: for a path that such a file cannot hold.
+    """
+    if any(character in model_path for character in _INI_SPECIAL):
+        raise EmitError(f"{model_path!r}: a llama-server preset file cannot hold a path with ';', '#' or a line break")
+    name = "".join(character if character.isalnum() or character in "._-" else "-" for character in section)
+    pairs = [("model", model_path), *server_options(settings)]
+    return "\n".join(["version = 1", "", f"[{name or 'model'}]", *(f"{key} = {value}" for key, value in pairs), ""])
+
+
+def to_python(settings: LlamaSettings, model_path: str) -> str:
+    """A few lines for an app that uses llama-cpp-python: the settings as they are, and how to load under them."""
+    overrides = [
+        f"        ktllama.TensorOverride(pattern={_raw(override.pattern)}, device={_quoted(override.device)}),"
+        for override in settings.tensor_overrides
+    ]
+    return "\n".join(
+        [
+            "import ktllama",
+            "import llama_cpp",
+            "",
+            "settings = ktllama.LlamaSettings(",
+            f"    n_gpu_layers={settings.n_gpu_layers},",
+            f"    devices={_tuple(_quoted(device) for device in settings.devices)},",
+            f"    tensor_split={_tuple(str(count) for count in settings.tensor_split)},",
+            *(["    tensor_overrides=(", *overrides, "    ),"] if overrides else []),
+            f"    op_offload={settings.op_offload},",
+            f"    no_host={settings.no_host},",
+            ")",
+            "with ktllama.applied(settings):",
+            f"    llm = llama_cpp.Llama({_quoted(model_path)}, **settings.llama_kwargs())",
+            "",
+        ]
+    )
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' if text.isprintable() else ascii(text)
+
+
+def _raw(pattern: str) -> str:
+    return f'r"{pattern}"' if '"' not in pattern else repr(pattern)
+
+
+def _tuple(items: Iterator[str]) -> str:
+    listed = list(items)
+    return f"({listed[0]},)" if len(listed) == 1 else f"({', '.join(listed)})"

@@ -1,0 +1,150 @@
+"""Lower: from a placement to llama.cpp settings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ktllama import devices
+from ktllama.devices import DeviceMap
+from ktllama.diagnostics import Diagnostic
+from ktllama.layers import layer_ranges
+from ktllama.lower.base import Base, exact, for_command_line
+from ktllama.lower.patterns import patterns_for, prove
+from ktllama.lower.settings import LlamaSettings, Target, TensorOverride
+from ktllama.model.kv_cache import kv_bytes_per_token
+from ktllama.model.modules import block_of
+from ktllama.placement.ir import Placement
+from ktllama.placement.place import PER_LAYER_TENSORS
+from ktllama.units import format_bytes
+
+#: llama_max_devices() and llama_max_tensor_buft_overrides() of llama.cpp (src/llama.cpp, llama-cpp-python 0.3.36).
+MAX_DEVICES = 16
+MAX_OVERRIDES = 4096
+
+_CONTEXT_FOR_MESSAGES = 32768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowering:
+    """Settings, the base assignment behind them, and what could not be said for the target."""
+
+    target: Target
+    settings: LlamaSettings
+    base: Base
+    diagnostics: tuple[Diagnostic, ...]
+
+
+def lower(placement: Placement, device_map: DeviceMap | None = None, target: Target = "python") -> Lowering:
+    """The settings that make llama.cpp do what ``placement`` says.
+
+    For ``python`` they are exact. For ``llama-server`` a KV cache may end up beside its layer's neighbours; then
+    ``diagnostics`` says which and how large.
+    """
+    device_map = device_map or DeviceMap()
+    base = exact(placement) if target == "python" else for_command_line(placement)
+    found: list[Diagnostic] = []
+    if len(_device_list(placement, base)) > MAX_DEVICES:
+        found.append(_too_many_runs(base))
+        base = for_command_line(placement)
+    found += _misplaced_kv(placement, base)
+    overrides = _overrides(placement, base, device_map)
+    if len(overrides) > MAX_OVERRIDES:
+        found.append(_too_many_overrides(len(overrides)))
+    listed = _device_list(placement, base)
+    streams = placement.stream_experts
+    settings = LlamaSettings(
+        n_gpu_layers=base.n_gpu_layers,
+        devices=tuple(device_map.llama_name(device) for device, _ in listed),
+        tensor_split=tuple(count for _, count in listed),
+        tensor_overrides=overrides,
+        op_offload=streams,
+        no_host=not streams,
+    )
+    return Lowering(target=target, settings=settings, base=base, diagnostics=tuple(found))
+
+
+def _device_list(placement: Placement, base: Base) -> tuple[tuple[str, int], ...]:
+    """The runs, and with no layers the other GPUs that hold tensors or prefill for the CPU."""
+    listed = [device for device, _ in base.runs]
+    used = {tensor.device for tensor in placement.tensors.values()} | set(placement.prefill_devices)
+    further = sorted(used - set(listed) - {devices.CPU, devices.AUTO}, key=devices.order)
+    return (*base.runs, *((device, 0) for device in further))
+
+
+def base_device(name: str, base: Base) -> str:
+    """Where llama.cpp puts a tensor that nothing overrides: its block's device, or the input's or output's."""
+    block = block_of(name)
+    if block is not None:
+        return base.layers[block]
+    return devices.CPU if name == "token_embd.weight" else base.layers[-1]
+
+
+def _overrides(placement: Placement, base: Base, device_map: DeviceMap) -> tuple[TensorOverride, ...]:
+    wanted = _overridden_devices(placement, base)
+    by_device: dict[str, set[str]] = defaultdict(set)
+    for name, device in wanted.items():
+        if device is not None:
+            by_device[device].add(name)
+    pairs = [
+        (pattern, device)
+        for device in sorted(by_device, key=devices.order)
+        for pattern in patterns_for(frozenset(by_device[device]), wanted)
+    ]
+    prove(pairs, wanted)
+    return tuple(TensorOverride(pattern=pattern, device=device_map.llama_name(device)) for pattern, device in pairs)
+
+
+def _overridden_devices(placement: Placement, base: Base) -> Mapping[str, str | None]:
+    """For every tensor the device it must be overridden to, or None.
+
+    Layers of a CPU run are overridden to the CPU too: it brings back llama.cpp's choice among pinned, repacked and
+    plain buffers, which a run does not have.
+    """
+    in_cpu_run = base.cpu_run_layers
+    wanted: dict[str, str | None] = {}
+    for name, tensor in placement.tensors.items():
+        block = block_of(name)
+        layer = len(base.layers) - 1 if block is None else block
+        stays = tensor.device == base_device(name, base) and (layer not in in_cpu_run or name == "token_embd.weight")
+        wanted[name] = None if stays or name in PER_LAYER_TENSORS else tensor.device
+    return wanted
+
+
+def _misplaced_kv(placement: Placement, base: Base) -> list[Diagnostic]:
+    found = []
+    for device in sorted(set(base.misplaced.values()), key=devices.order):
+        layers = sorted(layer for layer, planned in base.misplaced.items() if planned == device)
+        chosen = sorted({base.layers[layer] for layer in layers}, key=devices.order)
+        per_token = sum(kv_bytes_per_token(placement.model, layer) for layer in layers)
+        found.append(
+            Diagnostic(
+                code="kv-not-expressible",
+                severity="warning",
+                message=f"the KV cache of layer {layer_ranges(layers)} belongs on {device}, but llama-server takes no "
+                f"CPU layers behind GPU layers: it goes to {' and '.join(chosen)}, where it takes "
+                f"{format_bytes(per_token)} a token, {format_bytes(per_token * _CONTEXT_FOR_MESSAGES)} at "
+                f"{_CONTEXT_FOR_MESSAGES} tokens (f16); --target python puts it in its place",
+            )
+        )
+    return found
+
+
+def _too_many_runs(base: Base) -> Diagnostic:
+    return Diagnostic(
+        code="too-many-runs",
+        severity="warning",
+        message=f"the layers change device {len(base.runs)} times and llama.cpp takes at most {MAX_DEVICES} runs: "
+        "CPU layers between GPU layers keep their weights on the CPU, but not their KV cache; give neighbouring "
+        "layers the same device",
+    )
+
+
+def _too_many_overrides(count: int) -> Diagnostic:
+    return Diagnostic(
+        code="too-many-overrides",
+        severity="error",
+        message=f"the plan needs {count} override patterns and llama.cpp takes at most {MAX_OVERRIDES}; give "
+        "neighbouring layers the same device",
+    )

@@ -1,0 +1,1 @@
+"""Models: GGUF headers, module trees by architecture, and presets."""

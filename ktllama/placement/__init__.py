@@ -1,0 +1,1 @@
+"""From rules and modules to where every tensor and KV cache goes."""

@@ -1,0 +1,255 @@
+"""What can be said about the rules themselves once they were held against a model's modules."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+from ktllama.diagnostics import Diagnostic, Position
+from ktllama.layers import layer_ranges
+from ktllama.model.modules import class_paths
+from ktllama.placement.resolve import Resolution, is_instance
+from ktllama.placement.searching import RunawayPatternError, search_all
+from ktllama.ruleset.rules import Rule
+
+#: Modelling files of ktransformers and transformers → the models that they build, for "this file is for …".
+_MODELLING = {
+    "modeling_deepseek_v3": "DeepSeek-V3",
+    "modeling_deepseek": "DeepSeek-V2",
+    "modeling_qwen2_moe": "Qwen2-MoE",
+    "modeling_qwen3_moe": "Qwen3-MoE",
+    "modeling_qwen3_next": "Qwen3-Next",
+    "modeling_mixtral": "Mixtral",
+    "modeling_glm4_moe": "GLM-4.5",
+    "modeling_smallthinker": "SmallThinker",
+    "modeling_llama": "Llama",
+    "modeling_qwen2": "Qwen2",
+    "modeling_qwen3": "Qwen3",
+}
+
+
+def check_rules(resolution: Resolution) -> tuple[Diagnostic, ...]:
+    """Rules that never win, that match nothing, that are for another model, and layers that no rule covers."""
+    return tuple(_Checker(resolution).findings())
+
+
+def family(class_path: str) -> str | None:
+    """The model family whose modelling file a class path names: ``DeepSeek-V3``."""
+    return next((_MODELLING[part] for part in class_path.split(".") if part in _MODELLING), None)
+
+
+class _Checker:
+    def __init__(self, resolution: Resolution) -> None:
+        self.resolution = resolution
+        self.tree = resolution.tree
+        self.rules = resolution.ruleset.rules
+        self.runaways = {found.position for found in resolution.diagnostics}
+
+    def findings(self) -> Iterator[Diagnostic]:
+        foreign = self._for_another_model()
+        if foreign is not None:
+            yield foreign
+        else:
+            yield from self._dead_rules()
+        yield from self._uncovered_layers()
+
+    @cached_property
+    def reachable(self) -> frozenset[int]:
+        """Modules that a rule can win: those below no cut."""
+        return frozenset(index for index, found in enumerate(self.resolution.decisions) if found.cut_by < 0)
+
+    @cached_property
+    def won(self) -> dict[int, set[int]]:
+        """By rule index, the modules that it wins itself."""
+        won: dict[int, set[int]] = {rule.index: set() for rule in self.rules}
+        for index in self.reachable:
+            rule = self.resolution.decisions[index].rule
+            if rule is not None:
+                won[rule.index].add(index)
+        return won
+
+    def _for_another_model(self) -> Diagnostic | None:
+        """One error in place of a crowd of warnings when every model class that the file names is foreign."""
+        named = [(rule, family(rule.class_path)) for rule in self.rules if rule.class_path]
+        named = [(rule, name) for rule, name in named if name is not None]
+        own = class_paths(self.tree.model)
+        if not named or any(rule.class_path in own for rule, _ in named):
+            return None
+        families = sorted({name for _, name in named if name})
+        position = named[0][0].position("match.class")
+        return Diagnostic(
+            code="rules-for-another-model",
+            severity="error",
+            message=f"these rules are for {' and '.join(families)}, the model is {self._model_title()}: none of the "
+            f"{len({rule.class_path for rule, _ in named})} model classes that they name is in it; "
+            "use rules written for this model, or give the right --model",
+            position=position,
+        )
+
+    def _model_title(self) -> str:
+        own = {family(path) for path in class_paths(self.tree.model)} - {None}
+        return f"{self.tree.model.name} ({' or '.join(sorted(name for name in own if name))})"
+
+    def _dead_rules(self) -> Iterator[Diagnostic]:
+        for rule in self.rules:
+            if rule.position("match.name") in self.runaways:
+                continue
+            if self.won[rule.index]:
+                yield from self._without_tensors(rule)
+                continue
+            matched = self.resolution.matches[rule.index]
+            if not matched:
+                yield self._matches_nothing(rule)
+            elif matched & self.reachable:
+                yield self._shadowed(rule, matched & self.reachable)
+            else:
+                yield self._below_cut(rule, matched)
+
+    def _without_tensors(self, rule: Rule) -> Iterator[Diagnostic]:
+        """A rule that wins only modules which a GGUF holds nothing of: rotary embeddings, MoE wrappers."""
+        won = self.won[rule.index]
+        kv_owners = set(self.tree.attention.values())
+        if rule.transfer_map or won & kv_owners or any(self._has_tensors(index) for index in won):
+            return
+        classes = sorted({self.tree.modules[index].class_path.rpartition(".")[2] for index in won})
+        yield Diagnostic(
+            code="rule-without-tensors",
+            severity="note",
+            message=f"rule {rule.index} places nothing: {_count(len(won), 'module')} of class {', '.join(classes[:3])} "
+            "hold no weights in a GGUF; llama.cpp computes them where their layer is",
+            position=rule.position(),
+        )
+
+    def _has_tensors(self, index: int) -> bool:
+        """Whether a module owns tensors, itself or as the root of a subtree that follows it."""
+        if self.tree.modules[index].tensors or self.tree.modules[index].n_experts:
+            return True
+        rule = self.resolution.decisions[index].rule
+        return rule is not None and not rule.recursive
+
+    def _shadowed(self, rule: Rule, matched: frozenset[int]) -> Diagnostic:
+        winners = self._winners(matched)
+        by = " and ".join(f"rule {winner.index}{_line(winner.position())}" for winner in winners)
+        modules = _count(len(matched), "module")
+        return Diagnostic(
+            code="rule-shadowed",
+            severity="warning",
+            message=f"rule {rule.index} never takes effect: the first matching rule wins, and {by} before it already "
+            f"{'takes' if len(winners) == 1 else 'take'} the {modules} it matches; move it above",
+            position=rule.position(),
+        )
+
+    def _winners(self, modules: frozenset[int]) -> list[Rule]:
+        """The rules that won ``modules``, in the file's order."""
+        taken = [self.resolution.decisions[index].rule for index in modules]
+        by_index = {rule.index: rule for rule in taken if rule is not None}
+        return [by_index[index] for index in sorted(by_index)]
+
+    def _below_cut(self, rule: Rule, matched: frozenset[int]) -> Diagnostic:
+        first = self._winners(matched)[0]
+        return Diagnostic(
+            code="rule-below-cut",
+            severity="warning",
+            message=f"rule {rule.index} never takes effect: the {_count(len(matched), 'module')} it matches are below "
+            f"one that rule {first.index} took with 'recursive: false'{_line(first.position('recursive'))}",
+            position=rule.position(),
+        )
+
+    def _matches_nothing(self, rule: Rule) -> Diagnostic:
+        return Diagnostic(
+            code="rule-matches-nothing",
+            severity="warning",
+            message=f"rule {rule.index} matches no module of {self.tree.model.name}: {self._why_nothing(rule)}",
+            position=rule.position("match.name" if rule.name is not None else "match.class"),
+        )
+
+    def _why_nothing(self, rule: Rule) -> str:
+        by_class = self._of_class(rule)
+        if rule.class_path is not None and not by_class:
+            return self._why_no_class(rule.class_path)
+        if rule.name is None:
+            return "nothing to match"
+        by_name = self.resolution.matches[rule.index] if rule.class_path is None else self._of_name(rule)
+        if rule.class_path is not None and by_name:
+            example = self.tree.modules[min(by_name)]
+            return (
+                f"its name matches {_count(len(by_name), 'module')} such as {example.name}, but that is a "
+                f"{example.class_path.rpartition('.')[2]}, not a {rule.class_path.rpartition('.')[2]}"
+            )
+        if rule.name.endswith(r"\.$") or (
+            r")$" in rule.name and "layers" in rule.name and "self_attn" not in rule.name
+        ):
+            return "its pattern ends ($) right after the layer number, where a module's name goes on; end it with \\."
+        return "no module's name is like its pattern"
+
+    def _of_class(self, rule: Rule) -> list[int]:
+        if rule.class_path is None:
+            return list(range(len(self.tree.modules)))
+        return [i for i, module in enumerate(self.tree.modules) if is_instance(module, rule.class_path)]
+
+    def _of_name(self, rule: Rule) -> set[int]:
+        names = [module.name for module in self.tree.modules]
+        try:
+            hits = search_all(re.compile(rule.name or ""), names)
+        except RunawayPatternError:
+            return set()
+        return {index for index, hit in enumerate(hits) if hit}
+
+    def _why_no_class(self, class_path: str) -> str:
+        name = class_path.rpartition(".")[2]
+        named = family(class_path)
+        own = class_paths(self.tree.model)
+        if class_path in own:
+            return f"it has no module of class {name} in the variant that the other rules name ({self.tree.variant})"
+        short = {path.rpartition(".")[2]: path for path in own}
+        if named and named not in {family(path) for path in own}:
+            return f"{name} is a class of {named}"
+        close = difflib.get_close_matches(name, short, n=1, cutoff=0.75)
+        if name in short:
+            return f"class {class_path} is not in it; did you mean {short[name]}?"
+        if close:
+            return f"no class is called {name}; did you mean {close[0]}?"
+        return f"it has no module of class {class_path}"
+
+    def _uncovered_layers(self) -> Iterator[Diagnostic]:
+        """Blocks none of whose modules any rule matches, while rules match other blocks."""
+        matched = {index for found in self.resolution.matches.values() for index in found}
+        cut = {index for index, found in enumerate(self.resolution.decisions) if found.cut_by >= 0}
+        covered = self._layers_with(matched | cut)
+        trunk = {layer for layer in self.tree.layers if layer < self.tree.n_trunk_layers}
+        bare = trunk - covered
+        if not bare or not trunk & covered:
+            return
+        yield Diagnostic(
+            code="layer-not-covered",
+            severity="warning",
+            message=f"no rule matches anything in layer {layer_ranges(bare)}, while layer "
+            f"{layer_ranges(trunk & covered)} {'is' if len(trunk & covered) == 1 else 'are'} covered; what no rule "
+            f"matches goes to the default device {self.resolution.default_device}",
+        )
+
+    def _layers_with(self, indexes: set[int]) -> set[int]:
+        starts = sorted((index, layer) for layer, index in self.tree.layers.items())
+        covered: set[int] = set()
+        for position, (start, layer) in enumerate(starts):
+            end = starts[position + 1][0] if position + 1 < len(starts) else self._end_of_layers(start)
+            # the block itself does not count: rules for everything in a layer match what is below it
+            if any(index in indexes for index in range(start + 1, end)):
+                covered.add(layer)
+        return covered
+
+    def _end_of_layers(self, start: int) -> int:
+        end = start + 1
+        while end < len(self.tree.modules) and self.tree.modules[end].parent >= start:
+            end += 1
+        return end
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _line(position: Position | None) -> str:
+    return f" (line {position.line})" if position else ""

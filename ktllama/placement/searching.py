@@ -1,0 +1,95 @@
+"""``re.search`` over many names, with a limit on the time that one pattern may take.
+
+Python's matcher cannot be interrupted from outside. So a pattern whose shape can make it backtrack without bound
+(a repeat inside a repeat, a choice or back-reference inside a repeat, many unbounded repeats) is tried in a child
+process, which can be ended; all others take polynomial time of low degree on names of a few dozen characters and
+run here, with a look at the clock between names.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from re import _constants as sre  # type: ignore[attr-defined]
+from re import _parser as sre_parser  # type: ignore[attr-defined]
+from typing import Any
+
+#: Seconds that one pattern may take over all module names of a model.
+TIME_LIMIT = 2.0
+
+_MANY_REPEATS = 4
+_NAMES_BETWEEN_CLOCKS = 64
+
+_CHILD = (
+    "import json,re,sys\n"
+    "asked=json.load(sys.stdin)\n"
+    "found=re.compile(asked['pattern']).search\n"
+    "print(''.join('1' if found(name) else '0' for name in asked['names']))"
+)
+
+
+class RunawayPatternError(Exception):
+    """A pattern used up :data:`TIME_LIMIT`."""
+
+
+def search_all(pattern: re.Pattern[str], names: Sequence[str]) -> list[bool]:
+    """For each name whether ``pattern.search`` finds something.
+
+    Raises:
+        RunawayPatternError: after :data:`TIME_LIMIT` seconds.
+    """
+    if may_run_away(pattern.pattern):
+        return _search_in_child(pattern, names)
+    search, give_up = pattern.search, time.monotonic() + TIME_LIMIT
+    found: list[bool] = []
+    for start in range(0, len(names), _NAMES_BETWEEN_CLOCKS):
+        found += [search(name) is not None for name in names[start : start + _NAMES_BETWEEN_CLOCKS]]
+        if time.monotonic() > give_up:
+            raise RunawayPatternError
+    return found
+
+
+def _search_in_child(pattern: re.Pattern[str], names: Sequence[str]) -> list[bool]:
+    asked = json.dumps({"pattern": pattern.pattern, "names": list(names)})
+    command = [sys.executable, "-I", "-S", "-c", _CHILD]
+    try:
+        answer = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=TIME_LIMIT, check=True)
+    except subprocess.TimeoutExpired:
+        raise RunawayPatternError from None
+    return [character == "1" for character in answer.stdout.strip()]
+
+
+@functools.lru_cache(maxsize=1024)
+def may_run_away(pattern: str) -> bool:
+    """Whether the pattern's shape allows exponential or high-degree polynomial backtracking."""
+    unbounded = [0]
+
+    def visit(items: Iterable[Any], in_repeat: bool) -> bool:
+        return any(visit_one(operation, argument, in_repeat) for operation, argument in items)
+
+    def visit_one(operation: Any, argument: Any, in_repeat: bool) -> bool:
+        if operation in (sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT):
+            _, most, body = argument
+            repeats = most is sre.MAXREPEAT or most > _MANY_REPEATS
+            unbounded[0] += repeats
+            return (in_repeat and most != 1) or visit(body, in_repeat or repeats)
+        if in_repeat and operation in (sre.BRANCH, sre.GROUPREF):
+            return True
+        if operation is sre.BRANCH:
+            return any(visit(branch, in_repeat) for branch in argument[1])
+        if operation is sre.SUBPATTERN:
+            return visit(argument[3], in_repeat)
+        if operation in (sre.ASSERT, sre.ASSERT_NOT):
+            return visit(argument[1], in_repeat)
+        if operation is sre.ATOMIC_GROUP:
+            return visit(argument, in_repeat)
+        if operation is sre.GROUPREF_EXISTS:
+            return any(visit(branch, in_repeat) for branch in argument[1:] if branch is not None)
+        return False
+
+    return visit(sre_parser.parse(pattern), False) or unbounded[0] >= _MANY_REPEATS

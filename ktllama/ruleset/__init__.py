@@ -1,0 +1,1 @@
+"""Rule files: from YAML text to checked rules, every mistake reported with its place."""

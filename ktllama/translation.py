@@ -1,0 +1,135 @@
+"""The whole compiler as one call: rules and a model in, a placement and settings out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ktllama.devices import DeviceMap
+from ktllama.diagnostics import Diagnostic, in_order, worst
+from ktllama.errors import RulesetError
+from ktllama.lower.lowering import Lowering, lower
+from ktllama.lower.settings import LlamaSettings, Target
+from ktllama.model import gguf, modules, presets
+from ktllama.model.guess import guess_preset
+from ktllama.model.model_file import ModelFile
+from ktllama.placement.budget import check_budget
+from ktllama.placement.ir import Placement
+from ktllama.placement.place import place
+from ktllama.placement.resolve import DEFAULT_DEVICE, Resolution, resolve
+from ktllama.ruleset import loader
+from ktllama.ruleset.rules import Ruleset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a translation may be told besides the rules and the model.
+
+    ``budgets`` maps devices to the bytes that they have.
+    """
+
+    target: Target = "python"
+    device_map: DeviceMap = field(default_factory=DeviceMap)
+    default_device: str = DEFAULT_DEVICE
+    budgets: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """A rule file compiled for a model. ``assumed`` names the preset that stood in for a model file, if one did."""
+
+    ruleset: Ruleset
+    model: ModelFile
+    resolution: Resolution
+    placement: Placement
+    lowering: Lowering
+    options: Options
+    diagnostics: tuple[Diagnostic, ...]
+    assumed: str | None = None
+
+    @property
+    def settings(self) -> LlamaSettings:
+        """The llama.cpp settings."""
+        return self.lowering.settings
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a diagnostic is an error, so that the settings must not be used."""
+        return worst(self.diagnostics) == "error"
+
+
+def translate(
+    rules: str | os.PathLike[str] | Ruleset,
+    model: str | os.PathLike[str] | ModelFile | None = None,
+    *,
+    preset: str | None = None,
+    options: Options | None = None,
+) -> Translation:
+    """Compile ``rules`` (a file) for ``model`` (a GGUF file), or for a preset, or for what the rules seem to be for.
+
+    Raises:
+        RulesetError: when the rules have errors; it carries every diagnostic.
+        RuleFileError, ModelFileError, UnsupportedModelError, UnknownPresetError: when an input cannot be used.
+    """
+    done = analyse(rules, model, preset=preset, options=options)
+    if done.has_errors:
+        raise RulesetError(done.diagnostics)
+    return done
+
+
+def analyse(
+    rules: str | os.PathLike[str] | Ruleset,
+    model: str | os.PathLike[str] | ModelFile | None = None,
+    *,
+    preset: str | None = None,
+    options: Options | None = None,
+) -> Translation:
+    """Like :func:`translate`, but rules with errors give a translation that says so, not an exception."""
+    options = options or Options()
+    ruleset = rules if isinstance(rules, Ruleset) else loader.load(os.fspath(rules))
+    model_file, assumed = _model(ruleset, model, preset)
+    named = [rule.class_path for rule in ruleset.rules if rule.class_path]
+    resolution = resolve(ruleset, modules.build(model_file, named), options.default_device)
+    placement = place(resolution)
+    lowering = lower(placement, options.device_map, options.target)
+    over_budget = check_budget(placement, options.budgets)
+    found = (*placement.diagnostics, *lowering.diagnostics, *over_budget, *_assumption(assumed))
+    return Translation(
+        ruleset=ruleset,
+        model=model_file,
+        resolution=resolution,
+        placement=placement,
+        lowering=lowering,
+        options=options,
+        diagnostics=in_order(found),
+        assumed=assumed,
+    )
+
+
+def _model(
+    ruleset: Ruleset, model: str | os.PathLike[str] | ModelFile | None, preset: str | None
+) -> tuple[ModelFile, str | None]:
+    if isinstance(model, ModelFile):
+        return model, None
+    if model is not None:
+        return gguf.read(model, header_only=True), None
+    if preset is not None:
+        return presets.load(preset), preset
+    if worst(ruleset.diagnostics) == "error" and not ruleset.rules:
+        raise RulesetError(ruleset.diagnostics)  # nothing is left to tell a model from
+    guessed = guess_preset(ruleset)
+    return presets.load(guessed), guessed
+
+
+def _assumption(preset: str | None) -> tuple[Diagnostic, ...]:
+    if preset is None:
+        return ()
+    return (
+        Diagnostic(
+            code="model-assumed",
+            severity="note",
+            message=f"sizes are those of {preset} in {presets.QUANTIZATION}; --model FILE.gguf takes them from a file, "
+            "--preset NAME assumes another model",
+        ),
+    )

@@ -1,0 +1,30 @@
+"""Sizes as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+
+
+def format_bytes(n_bytes: int) -> str:
+    """``1536`` → ``1.5 KiB``; three significant digits at most."""
+    value, unit = float(n_bytes), 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    digits = 0 if unit == 0 else max(0, 2 - (value >= 10) - (value >= 100))
+    text = f"{value:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {_UNITS[unit]}"
+
+
+def parse_bytes(text: str) -> int:
+    """``24G`` → 24 × 2³⁰; ``K``, ``M``, ``G``, ``T`` are binary, as llama.cpp's are.
+
+    Raises:
+        ValueError: for anything that is no size.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(text)
+    return int(float(found.group(1)) * 1024 ** " KMGT".index(found.group(2).upper() or " "))
