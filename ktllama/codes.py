@@ -121,7 +121,8 @@ PLACEMENT_CODES: Mapping[str, CodeInfo] = {
         "Correct the map or the layers; only the layers count here.",
     ),
     "out-device": _warning(
-        "out_device of an expert block is not where its layer's attention is.", "Make them agree; it has no effect here."
+        "out_device of an expert block is not where its layer's attention is.",
+        "Make them agree; it has no effect here.",
     ),
     "head-away-from-norm": _warning(
         "lm_head and the final norm are on different devices.", "Put model.norm where lm_head is."

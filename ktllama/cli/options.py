@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -11,13 +11,18 @@ from ktllama import devices
 from ktllama.devices import parse_device_map
 from ktllama.errors import DeviceError
 from ktllama.lower.settings import Target
+from ktllama.model.kv_cache import CACHE_TYPES
 from ktllama.placement.resolve import DEFAULT_DEVICE
 from ktllama.translation import Options
 from ktllama.units import parse_bytes
 
+if TYPE_CHECKING:
+    from ktllama.runtime.context_options import ContextOptions
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 TARGETS = ("python", "llama-server")
+CACHE_TYPE_NAMES = tuple(CACHE_TYPES)
 
 
 def rules_argument(command: _Command) -> _Command:
@@ -61,6 +66,36 @@ def placement_options(command: _Command) -> _Command:
     ):
         command = option(command)
     return command
+
+
+def context_options(command: _Command) -> _Command:
+    """What the llama.cpp context is asked for."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: llama.cpp's]"),
+        click.option("--flash-attn", type=click.Choice(("auto", "on", "off")), default="auto", show_default=True),
+        click.option("--kv-type", type=click.Choice(CACHE_TYPE_NAMES), default="f16", show_default=True),
+        click.option("--ubatch", type=click.IntRange(1, 65536), default=512, show_default=True, help="Tokens a graph."),
+        click.option(
+            "--ctx", type=click.IntRange(1, 1 << 24), default=4096, show_default=True, help="Context, in tokens."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def context_of(given: Mapping[str, Any]) -> ContextOptions:
+    """The context that :func:`context_options` describe."""
+    from ktllama.runtime.context_options import ContextOptions
+
+    return ContextOptions(
+        n_ctx=given["ctx"],
+        n_batch=max(2048, given["ubatch"]),
+        n_ubatch=given["ubatch"],
+        type_k=given["kv_type"],
+        type_v=given["kv_type"],
+        flash_attn=given["flash_attn"],
+        n_threads=given["threads"],
+    )
 
 
 strict_option = click.option("--strict", is_flag=True, help="Treat warnings as errors.")

@@ -144,7 +144,9 @@ def _rules(translation: Translation) -> Table:
 
 def _match(rule: Rule) -> str:
     parts = []
-    if rule.name is not None:
+    if rule.name == "":
+        parts.append("(every name)")
+    elif rule.name is not None:
         parts.append(rule.name if len(rule.name) <= 56 else f"{rule.name[:55]}…")
     if rule.class_path is not None:
         parts.append(rule.class_path.rpartition(".")[2])

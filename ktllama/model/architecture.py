@@ -42,9 +42,9 @@ class Node:
 class Variant:
     """One set of classes for the same module names: ktransformers' modelling file, transformers', a server's.
 
-    ``classes`` gives the class of an ``@Name`` that is not ``<modelling>.<prefix>Name``, or one to use for another; ``bases`` gives the base classes of an
-    ``@Name`` (``torch.nn.Module`` goes without saying); ``extra`` are modules that only this variant has, put
-    before ``lm_head``; ``drop`` names children of the tree that it lacks.
+    ``classes`` gives the class of an ``@Name`` that is not ``<modelling>.<prefix>Name``, or one to use for another;
+    ``bases`` gives the base classes of an ``@Name`` (``torch.nn.Module`` goes without saying); ``extra`` are modules
+    that only this variant has, put before ``lm_head``; ``drop`` names children of the tree that it lacks.
     """
 
     name: str

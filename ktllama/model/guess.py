@@ -45,8 +45,9 @@ def _words(text: str) -> list[str]:
 
 
 def _named_by_file(preset: str, file: str) -> float:
-    """How much of the preset's name stands in the file's name, less what stands there and is not of the preset."""
-    words = _words(PurePath(file).stem)
+    """How much of the preset's name stands in the file's and its folder's, less what is there and not of the preset."""
+    path = PurePath(file)
+    words = _words(f"{path.parent.name} {path.stem}")
     own = _words(preset)
     others = {word for name in presets.PRESETS for word in _words(name)} - set(own)
     return sum(word in words for word in own) / len(own) - sum(word in others for word in words)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from ktllama.errors import UnknownPresetError
 from ktllama.model import quantization
 from ktllama.model.model_file import MetadataValue, ModelFile, Tensor
-from ktllama.model.modules import block_of, class_paths
+from ktllama.model.modules import block_of
 
 _Shape: TypeAlias = tuple[int, ...]
 

@@ -6,6 +6,7 @@ model can be tried without its weights. The tensor data is one hole: it reads as
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -85,8 +86,10 @@ def _fill(file: BinaryIO, header: bytes, full_bytes: int) -> None:
         file.write(header)
         file.flush()
         file.truncate(full_bytes)
-    except OSError:
+    except (OSError, OverflowError) as error:
         Path(file.name).unlink()
+        if isinstance(error, OverflowError):  # no 64-bit file size
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG)) from error
         raise
 
 

@@ -17,7 +17,8 @@ class Attachment:
     """The devices that ``settings`` name, bound in this process; close it after every model that uses them.
 
     ``bound`` says what each name is here, ``handles`` gives llama.cpp's device of each name. ``server`` may be a
-    stand-in server that was started early; it is used if it is needed, and stopped in any case.
+    stand-in server that was started early; it is used if it is needed, and stopped in any case. Otherwise a server
+    with ``n_threads`` is started on need.
 
     Raises:
         DeviceError: when a device is missing and may not be stood in for.
@@ -32,9 +33,11 @@ class Attachment:
         explicit: Collection[str] = (),
         stand_ins: bool = False,
         server: StandInServer | None = None,
+        n_threads: int | None = None,
     ) -> None:
         self._library = library
         self._server = server
+        self._n_threads = n_threads
         self._endpoint = ""
         try:
             here = available(library)
@@ -48,6 +51,11 @@ class Attachment:
         self.handles: Mapping[str, int] = {
             device.name: handle_of(library, device.backend_name) for device in self.bound
         }
+
+    @property
+    def stand_in_pid(self) -> int | None:
+        """The process id of the stand-ins while they run."""
+        return None if self._server is None else self._server.pid
 
     def close(self) -> None:
         """Stop the stand-ins. Safe to call twice."""
@@ -72,7 +80,7 @@ class Attachment:
             return found
         self._library.require_rpc()
         if self._server is None:
-            self._server = StandInServer(len(missing))
+            self._server = StandInServer(len(missing), self._n_threads)
         self._endpoint = self._server.endpoint()
         names = dict(zip((device.name for device in missing), register(self._library, self._endpoint), strict=False))
         return tuple(

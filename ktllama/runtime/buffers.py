@@ -17,12 +17,9 @@ from ktllama.placement.place import PER_LAYER_TENSORS
 from ktllama.runtime import tensor_map
 from ktllama.runtime.device_list import buffer_device
 from ktllama.runtime.dry_run_log import SIZE_RESOLUTION_BYTES
-from ktllama.runtime.load import LoadedModel
+from ktllama.runtime.load import MAPPED, LoadedModel
 from ktllama.runtime.tensor_map import LoadedTensor
 from ktllama.runtime.verify import Mismatch, Tally, compare_tensors, planned_devices
-
-#: How the buffers of a mapped file are called (``ggml_backend_cpu_buffer_from_ptr_type`` and its like).
-_MAPPED = "_Mapped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +63,7 @@ def check_buffers(loaded: LoadedModel, placement: Placement, device_map: DeviceM
     compared = dict(compare_tensors(planned, found))
     planned_bytes = _planned_bytes(planned, tensors, devices)
     found_bytes = loaded.model_bytes()
-    mapped = {loaded.buffer_holder(name) for name in loaded.log().model_bytes if name.endswith(_MAPPED)}
+    mapped = {loaded.buffer_holder(name) for name in loaded.log().model_bytes if name.endswith(MAPPED)}
     return BufferCheck(
         tensors=Tally(checked=len(compared), matched=sum(mismatch is None for mismatch in compared.values())),
         planned_bytes=planned_bytes,
@@ -103,7 +100,7 @@ def _resolution(loaded: LoadedModel) -> dict[str, float]:
     total: dict[str, float] = {}
     for buffer_type, n_buffers in loaded.log().n_model_buffers.items():
         device = loaded.buffer_holder(buffer_type)
-        total[device] = total.get(device, 0.0) + (n_buffers * SIZE_RESOLUTION_BYTES + 1)
+        total[device] = total.get(device, 0.0) + n_buffers * SIZE_RESOLUTION_BYTES
     return total
 
 

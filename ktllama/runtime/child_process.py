@@ -11,7 +11,7 @@ import ktllama
 
 def command(module: str, *arguments: str) -> list[str]:
     """The command line that runs ``module`` with this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
+    return [sys.executable, "-P", "-m", module, *arguments]  # -P: modules in the current folder must not shadow ours
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -12,7 +12,8 @@ class ContextOptions:
 
     ``n_ctx`` counts tokens of all sequences together (0: what the model was trained with); ``n_batch`` and
     ``n_ubatch`` are tokens a call and tokens a graph; ``type_k`` and ``type_v`` name a type of
-    :data:`ktllama.model.kv_cache.CACHE_TYPES`; ``n_threads`` None leaves the number to llama.cpp.
+    :data:`ktllama.model.kv_cache.CACHE_TYPES`; ``n_threads``, for the CPU and for
+    stand-ins, is left to llama.cpp where it is None.
     """
 
     n_ctx: int = 4096

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ from ktllama.runtime.stand_ins import StandInServer
 
 def main() -> int:
     """Serve one request."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a failed assertion is an answer, not worth a core file
     request = json.load(sys.stdin)
     # whatever C code prints to standard output must not get into the reply
     reply_to = os.fdopen(os.dup(1), "w")

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from ktllama.runtime.log_capture import ERROR, WARN, LogLine
 
-#: llama.cpp prints sizes with two decimals of a MiB, so a parsed size may be off by half of the last one, in bytes.
-SIZE_RESOLUTION_BYTES = 0.005 * 1024 * 1024
+#: llama.cpp prints sizes with two decimals of a MiB, so a parsed size may be off by half of the last one, in bytes
+#: (and by the rounding to whole bytes here).
+SIZE_RESOLUTION_BYTES = 0.005 * 1024 * 1024 + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

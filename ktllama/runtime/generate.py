@@ -241,4 +241,5 @@ def _decode(loaded: LoadedModel, tokens: list[int]) -> None:
     batch = (ctypes.c_int32 * len(tokens))(*tokens)
     status = api.llama_decode(loaded.context, api.llama_batch_get_one(batch, len(tokens)))
     if status != 0:
-        raise LlamaCppError(f"llama.cpp could not process {len(tokens)} tokens (status {status})")
+        said = tuple(line.text for line in loaded.recent)
+        raise LlamaCppError(f"llama.cpp could not process {len(tokens)} tokens (status {status})", log=said)

@@ -60,15 +60,11 @@ _PROTOTYPES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_backend_buft_get_alignment": (_SIZE, (_POINTER,)),
     "ggml_backend_buft_get_alloc_size": (_SIZE, (_POINTER, _POINTER)),
     "ggml_backend_buffer_get_type": (_POINTER, (_POINTER,)),
-    "ggml_backend_buffer_name": (_TEXT, (_POINTER,)),
     "ggml_get_name": (_TEXT, (_POINTER,)),
-    "ggml_nbytes": (_SIZE, (_POINTER,)),
     "ggml_backend_rpc_add_server": (_POINTER, (_TEXT,)),
     "ggml_backend_rpc_start_server": (None, (_TEXT, _TEXT, _SIZE, _SIZE, ctypes.POINTER(_POINTER))),
     "gguf_init_from_file": (_POINTER, (_TEXT, _GgufInitParams)),
     "gguf_free": (None, (_POINTER,)),
-    "gguf_find_key": (ctypes.c_int64, (_POINTER, _TEXT)),
-    "gguf_get_val_u16": (ctypes.c_uint16, (_POINTER, ctypes.c_int64)),
     "gguf_get_data_offset": (_SIZE, (_POINTER,)),
     "gguf_get_n_tensors": (ctypes.c_int64, (_POINTER,)),
     "gguf_get_tensor_offset": (_SIZE, (_POINTER, ctypes.c_int64)),
@@ -89,6 +85,7 @@ class Library:
         self.retired: set[str] = set()
         self._functions: dict[str, Callable[..., Any]] = {}
         self._log_callback: Any = None
+        self.log_receiver: Callable[[int, bytes, object], None] | None = None
         self.set_log(None)
         api.llama_backend_init()
 
@@ -112,6 +109,7 @@ class Library:
         callback = self.api.llama_log_callback(receive or _discard)
         self.api.llama_log_set(callback, None)
         self._log_callback = callback
+        self.log_receiver = receive
 
     def text(self, name: str, handle: int) -> str:
         """Call a ggml function that gives a name or a description of ``handle``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +19,14 @@ from ktllama.runtime.device_binding import CPU, BoundDevice
 from ktllama.runtime.device_list import buffer_devices
 from ktllama.runtime.dry_run_log import LoadLog
 from ktllama.runtime.library import Library
-from ktllama.runtime.log_capture import ERROR, INFO, LogCapture, LogLine
+from ktllama.runtime.log_capture import ERROR, INFO, WARN, LogCapture, LogLine
 from ktllama.runtime.params import ModelParams, context_params, model_params
 from ktllama.runtime.sparse_copy import split_paths
 
 _SHOWN_LINES = 8
+
+#: How llama.cpp calls the buffers of a mapped file, after their device (``ggml_backend_cpu_buffer_from_ptr_type``).
+MAPPED = "_Mapped"
 
 #: Weights on the CPU may take this share of the free memory before they are mapped instead of read.
 _READ_SHARE = 0.9
@@ -31,7 +35,8 @@ _READ_SHARE = 0.9
 class LoadedModel:
     """A model and a context. Close it, or use it as a context manager; it frees both and stops the stand-ins.
 
-    ``model`` and ``context`` are llama.cpp's handles; ``bound`` says which device each name of the settings is.
+    ``model`` and ``context`` are llama.cpp's handles. ``lines`` is the log of the load, ``recent`` the last warnings
+    and errors since.
     """
 
     def __init__(
@@ -43,15 +48,21 @@ class LoadedModel:
         self.model: Any = None
         self.context: Any = None
         self.lines: list[LogLine] = []
+        self.recent: deque[LogLine] = deque(maxlen=_SHOWN_LINES)
         self._attachment = attachment
         self._params: ModelParams | None = None
-        self._capture = LogCapture(library, self.lines.append)
+        self._capture = LogCapture(library, self._keep)
         self._buffers = buffer_devices(library)
 
     @property
     def bound(self) -> tuple[BoundDevice, ...]:
         """What each device name of the settings is on this machine."""
         return self._attachment.bound
+
+    @property
+    def stand_in_pid(self) -> int | None:
+        """The process id of the stand-ins, if there are any."""
+        return self._attachment.stand_in_pid
 
     @property
     def vocab(self) -> Any:
@@ -68,9 +79,9 @@ class LoadedModel:
 
     def buffer_holder(self, buffer_type: str) -> str:
         """The settings' name of the device that buffers called ``buffer_type`` in the log lie on."""
-        # files mapped for the CPU and host buffers have names of their own that no device offers
-        fallback = CPU if buffer_type.startswith("CPU") or buffer_type.endswith("_Host") else buffer_type
-        return self.settings_name(self._buffers.get(buffer_type, fallback))
+        offered = buffer_type.removesuffix(MAPPED)
+        fallback = CPU if offered.endswith("_Host") else offered
+        return self.settings_name(self._buffers.get(offered, fallback))
 
     def model_bytes(self) -> dict[str, int]:
         """Bytes of weights by device as llama.cpp printed them, to 0.01 MiB a buffer."""
@@ -119,6 +130,12 @@ class LoadedModel:
                 f"llama.cpp refused to make a context of {self.options.n_ctx} tokens", log=self._last_lines()
             )
 
+    def _keep(self, line: LogLine) -> None:
+        if self.context is None:
+            self.lines.append(line)
+        elif line.level >= WARN:
+            self.recent.append(line)
+
     def _by_device(self, sizes: Any) -> dict[str, int]:
         total: dict[str, int] = {}
         for buffer_type, n_bytes in sizes.items():
@@ -157,7 +174,7 @@ def load(
     library = llama_library.load()
     loaded = LoadedModel(
         library,
-        Attachment(library, settings, explicit=explicit_devices, stand_ins=stand_ins),
+        Attachment(library, settings, explicit=explicit_devices, stand_ins=stand_ins, n_threads=context.n_threads),
         settings,
         context,
     )

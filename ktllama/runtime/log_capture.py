@@ -33,11 +33,12 @@ class LogCapture:
         library.set_log(self._receive)
 
     def stop(self) -> None:
-        """Pass on what is left and let llama.cpp log to nowhere."""
+        """Pass on what is left, and let llama.cpp log to nowhere unless a later capture has taken over."""
         if self._pending:
             self._sink(LogLine(self._level, self._pending))
             self._pending = ""
-        self._library.set_log(None)
+        if self._library.log_receiver == self._receive:
+            self._library.set_log(None)
 
     def _receive(self, level: int, text: bytes, _user_data: object) -> None:
         if level != CONTINUED:

@@ -21,6 +21,9 @@ from ktllama.translation import Options, analyse
 from tests.models import deepseek, rule
 
 NAMES = {"CPU": "cpu", "CUDA0": "cuda:0", "CUDA1": "cuda:1", "CUDA2": "cuda:2"}
+STREAMED_EXPERTS = rule(r"mlp\.experts$", "cpu", recursive=False).replace(
+    'prefill_device: "cpu"', 'prefill_device: "cuda:0"'
+)
 EXPERTS_PATTERN = r"^blk\.[0-9]+\.ffn_(gate|up|down|gate_up)_exps\.weight$"
 
 
@@ -77,8 +80,7 @@ def test_everything_on_the_cpu_uses_no_device_at_all() -> None:
 
 
 def test_experts_on_the_cpu_and_streamed_for_prefill() -> None:
-    experts = rule(r"mlp\.experts$", "cpu", recursive=False).replace('prefill_device: "cpu"', 'prefill_device: "cuda:0"')
-    _, lowering = lowered(rule("embed", "cpu"), experts, rule("", "cuda:0"))
+    _, lowering = lowered(rule("embed", "cpu"), STREAMED_EXPERTS, rule("", "cuda:0"))
     assert lowering.settings == LlamaSettings(
         n_gpu_layers=5,
         devices=("CUDA0",),
@@ -151,8 +153,7 @@ def test_a_gpu_that_holds_only_overridden_tensors_is_still_a_device() -> None:
 
 
 def test_a_gpu_that_only_prefills_is_still_a_device() -> None:
-    experts = rule(r"mlp\.experts$", "cpu", recursive=False).replace('prefill_device: "cpu"', 'prefill_device: "cuda:0"')
-    _, lowering = lowered(experts, rule("", "cpu"))
+    _, lowering = lowered(STREAMED_EXPERTS, rule("", "cpu"))
     assert (lowering.settings.devices, lowering.settings.n_gpu_layers) == (("CUDA0",), 0)
     assert lowering.settings.op_offload
 

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
-import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from struct import pack
+from types import SimpleNamespace
 
 import gguf as gguf_package
 import llama_cpp
@@ -37,11 +38,6 @@ def reason(path: str | Path, *, header_only: bool = False) -> str:
         gguf.read(path, header_only=header_only)
     assert caught.value.path == str(path)
     return str(caught.value).removeprefix(f"{path}: ")
-
-
-def offset_of(content: bytes, what: bytes) -> int:
-    assert content.count(what) == 1
-    return content.index(what)
 
 
 # --- The table of types -----------------------------------------------------------------------------------------------
@@ -195,7 +191,8 @@ def test_the_last_tensor_needs_no_padding(tmp_path: Path) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, ktllama.model.gguf; print(sorted({'numpy', 'gguf', 'llama_cpp', 'pydantic'} & set(sys.modules)))"
+    slow = {"numpy", "gguf", "llama_cpp", "pydantic"}
+    code = f"import sys, ktllama.model.gguf; print(sorted({slow} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
 
@@ -224,11 +221,12 @@ def test_empty(tmp_path: Path) -> None:
     assert reason(written(tmp_path, b"")) == "is empty; expected a GGUF file"
 
 
-def test_unreadable(tmp_path: Path) -> None:
+def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
     path = written(tmp_path, raw.complete(raw.header()))
-    path.chmod(stat.S_IWUSR)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user may read every file")
+    monkeypatch.setattr(Path, "open", refused)  # permissions would not stop root
     assert reason(path) == "cannot be read: Permission denied"
 
 
@@ -239,6 +237,12 @@ def test_link_to_itself(tmp_path: Path) -> None:
 
 def test_a_name_with_nul() -> None:
     assert reason("a\0b") == "is no possible file name"
+
+
+def test_a_file_that_shrinks_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, raw.header()[:60])
+    monkeypatch.setattr(os, "fstat", lambda _: SimpleNamespace(st_size=5000))
+    assert reason(path) == "became shorter while it was read (at byte 60)"
 
 
 # --- The first bytes --------------------------------------------------------------------------------------------------
@@ -284,6 +288,14 @@ def test_no_gguf_we_read(tmp_path: Path, content: bytes, expected: str) -> None:
             "is cut off or damaged: it ends within a header with 1,099,511,627,776 metadata keys (at byte 16)",
         ),
         (
+            raw.header((), (), n_tensors=10) + bytes(231),  # after the count: 8 + 231 bytes, one less than ten infos
+            "is cut off or damaged: it ends within a header with 10 tensors (at byte 8)",
+        ),
+        (
+            raw.header((), (), n_keys=10) + bytes(129),
+            "is cut off or damaged: it ends within a header with 10 metadata keys (at byte 16)",
+        ),
+        (
             raw.header(n_tensors=262_145) + bytes(24 * 262_145),
             "has 262,145 tensors; at most 262,144 are read (at byte 8)",
         ),
@@ -295,8 +307,6 @@ def test_absurd_counts(tmp_path: Path, content: bytes, expected: str) -> None:
 
 
 # --- Metadata ---------------------------------------------------------------------------------------------------------
-
-FIRST_KEY = 24  # bytes before it
 
 
 @pytest.mark.parametrize(
@@ -327,7 +337,10 @@ FIRST_KEY = 24  # bytes before it
             raw.array("k", raw.STRING, 2**64 - 1, b""),
             "is cut off or damaged: it ends within metadata key 'k' with 18,446,744,073,709,551,615 items (at byte 41)",
         ),
-        (raw.key("k", raw.STRING, pack("<Q", 2**64 - 1)), "is cut off or damaged: it ends within metadata key 'k' (at byte 45)"),
+        (
+            raw.key("k", raw.STRING, pack("<Q", 2**64 - 1)),
+            "is cut off or damaged: it ends within metadata key 'k' (at byte 45)",
+        ),
     ],
 )
 def test_bad_key(tmp_path: Path, bad: bytes, expected: str) -> None:
@@ -476,12 +489,8 @@ def test_duplicate_tensor(tmp_path: Path) -> None:
     assert reason(written(tmp_path, raw.complete(head, 256))) == f"tensor 'same' is there twice (at byte {at})"
 
 
-@pytest.mark.parametrize(
-    ("data_bytes", "has", "missing"), [(127, "255", "1"), (1, "129", "127"), (0, "128", "128")]
-)
-def test_incomplete(tmp_path: Path, data_bytes: int, has: str, missing: str) -> None:
-    assert len(raw.complete(raw.header(), 0)) == 160
-    has = str(160 + data_bytes)
+@pytest.mark.parametrize(("data_bytes", "has", "missing"), [(127, 287, 1), (1, 161, 127), (0, 160, 128)])
+def test_incomplete(tmp_path: Path, data_bytes: int, has: int, missing: int) -> None:
     path = written(tmp_path, raw.complete(raw.header(), data_bytes))
     assert reason(path) == f"is incomplete: {has} of 288 bytes, {missing} are missing; download it again"
 
@@ -504,14 +513,16 @@ def test_every_truncation_is_told(tmp_path: Path) -> None:
 
 
 def test_a_header_without_end(tmp_path: Path) -> None:
-    keys = (*raw.LLAMA, raw.array("k", raw.STRING, 2**30, b""))
-    path = written(tmp_path, raw.header(keys))
+    head = raw.header((*raw.LLAMA, raw.array("k", raw.STRING, 2**30, b"")), ())
+    path = written(tmp_path, head)
     os.truncate(path, 405 * GIB)
-    expected = "is damaged: with metadata key 'k' its header is over 134,217,728 bytes (at byte 134,217,"
+    empty_strings = (134_217_728 - len(head)) // 8
     start = time.perf_counter()
-    said = reason(path)
+    assert reason(path) == (
+        "is damaged: with metadata key 'k' its header is over 134,217,728 bytes "
+        f"(at byte {len(head) + 8 * empty_strings})"
+    )
     assert time.perf_counter() - start < 10
-    assert said.startswith(expected.split(" (at")[0])
 
 
 def test_a_text_as_long_as_the_file(tmp_path: Path) -> None:
@@ -574,8 +585,8 @@ def test_split_files_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_first_part_without_tensors(tmp_path: Path) -> None:
-    first = raw.header((raw.u16("split.no", 0), raw.u16("split.count", 2), raw.u16("split.tensors.count", 1), *raw.LLAMA), ())
-    paths = split_files(tmp_path, first, part(2, 2))
+    split = (raw.u16("split.no", 0), raw.u16("split.count", 2), raw.u16("split.tensors.count", 1))
+    paths = split_files(tmp_path, raw.header((*split, *raw.LLAMA), ()), part(2, 2))
     assert [tensor.file_index for tensor in gguf.read(paths[0]).tensors] == [1]
 
 
@@ -592,10 +603,6 @@ def test_missing_part(tmp_path: Path, gone: tuple[int, ...], more: str) -> None:
     with pytest.raises(ModelFileError) as caught:
         gguf.read(paths[0])
     assert str(caught.value) == f"{paths[gone[0]]}: no such file; it is one of the 3 parts of this model{more}"
-
-
-def said_of(content: bytes, folder: Path, name: str) -> str:
-    return reason(written(folder, content, name))
 
 
 @pytest.mark.parametrize(
@@ -634,7 +641,7 @@ def said_of(content: bytes, folder: Path, name: str) -> str:
     ],
 )
 def test_splits_that_disagree_with_their_name(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
-    assert said_of(content, tmp_path, name) == expected
+    assert reason(written(tmp_path, content, name)) == expected
 
 
 @pytest.mark.parametrize(
@@ -712,7 +719,9 @@ def overwrite(content: bytes, at: int, patch: bytes) -> bytes:
 EXTREMES = [
     pack("<Q", number) for number in (0, 1, 255, 2**16, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
 ]
-patches = st.tuples(st.integers(0, len(VALID) - 1), st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from(EXTREMES)))
+patches = st.tuples(
+    st.integers(0, len(VALID) - 1), st.one_of(st.binary(min_size=1, max_size=8), st.sampled_from(EXTREMES))
+)
 
 
 @pytest.fixture(scope="module")

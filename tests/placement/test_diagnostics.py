@@ -129,7 +129,7 @@ def test_layers_that_no_rule_covers() -> None:
 
 
 def test_experts_that_no_rule_names_are_a_warning() -> None:
-    messages = [one for one in found(rule("embed", "cpu"), rule("self_attn|norm|lm_head", "cuda:0"))]
+    messages = found(rule("embed", "cpu"), rule("self_attn|norm|lm_head", "cuda:0"))
     assert messages == [
         (
             "default-device",
@@ -228,7 +228,8 @@ def test_parts_of_a_layer_away_from_its_attention() -> None:
         (
             "gate-on-cpu",
             "warning",
-            "the router of layer 3 is on the CPU beside attention on cuda:0: every token needs them; put them on cuda:0",
+            "the router of layer 3 is on the CPU beside attention on cuda:0: every token needs them; put them "
+            "on cuda:0",
             None,
         ),
         (
@@ -257,7 +258,9 @@ def test_gate_and_up_of_an_expert_block_on_two_devices() -> None:
 
 def test_experts_of_one_layer_cannot_be_split() -> None:
     rules = (rule("embed", "cpu"), rule(r"layers\.1\.mlp\.experts\.0\.", "cpu"), EVERYTHING)
-    assert [one for one in found(*rules) if one[0] == "experts-split"][0][2] == (
+    messages = [one[2] for one in found(*rules) if one[0] == "experts-split"]
+    assert len(messages) == 3
+    assert messages[0] == (
         "blk.1.ffn_gate_exps.weight holds all experts of its layer and cannot be split, but the rules put parts of it "
         "on several devices (3 on cuda:0, 1 on cpu); all of it goes to cuda:0"
     )

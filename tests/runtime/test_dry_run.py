@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def test_a_large_sparse_model_takes_no_memory_and_no_disk(tmp_path: Path) -> Non
     model = presets.load("deepseek-v2-lite")
     path = tmp_path / "model.gguf"
     sparse.write(model, path, vocabulary_size=1024 * 100)
-    assert os.stat(path).st_blocks * 512 < 16 * 1024 * 1024 < path.stat().st_size
+    assert path.stat().st_blocks * 512 < 16 * 1024 * 1024 < path.stat().st_size
     done = dry_run(path, runs(("CUDA0", 28), overrides={"_exps": "CPU"}), ContextOptions(n_ctx=1024))
     assert done.tensors is not None
     assert set(done.tensors) == {tensor.name for tensor in model.tensors}

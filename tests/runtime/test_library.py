@@ -26,12 +26,8 @@ def test_translating_never_loads_llama_cpp() -> None:
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     monkeypatch.delitem(sys.modules, "llama_cpp", raising=False)
-    llama_library.load.cache_clear()
-    try:
-        with pytest.raises(LlamaCppError) as raised:
-            llama_library.load()
-    finally:
-        llama_library.load.cache_clear()
+    with pytest.raises(LlamaCppError) as raised:
+        llama_library._import_api()
     assert str(raised.value) == "llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36"
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +20,10 @@ from ktllama.runtime.stand_ins import StandInServer, serving
 
 def _is_running(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
+        status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def _wait_until_gone(pid: int, seconds: float = 10.0) -> bool:
@@ -57,13 +58,18 @@ def test_its_devices_are_gpus_of_this_process_until_it_stops() -> None:
 
 
 def test_an_exception_stops_it() -> None:
-    server = StandInServer(1)
-    with pytest.raises(ZeroDivisionError), server:
-        server.endpoint()
-        pid = server.pid
-        raise ZeroDivisionError
-    assert pid is not None
-    assert not _is_running(pid)
+    pids: list[int | None] = []
+
+    def fail() -> None:
+        with StandInServer(1) as server:
+            server.endpoint()
+            pids.append(server.pid)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert pids[0] is not None
+    assert not _is_running(pids[0])
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
@@ -95,9 +101,7 @@ def test_it_ends_with_its_parent(ending: signal.Signals) -> None:
 def test_a_port_that_was_taken_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     real = child_process.command
     modules = iter(["ktllama.no_such_module"])
-    monkeypatch.setattr(
-        child_process, "command", lambda module, *arguments: real(next(modules, module), *arguments)
-    )
+    monkeypatch.setattr(child_process, "command", lambda module, *arguments: real(next(modules, module), *arguments))
     with StandInServer(1) as server:
         assert server.endpoint().startswith("127.0.0.1:")
 

