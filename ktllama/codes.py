@@ -162,7 +162,7 @@ LOWERING_CODES: Mapping[str, CodeInfo] = {
         "Give neighbouring layers the same device.",
     ),
     "too-many-overrides": _error(
-        "The plan needs more override patterns than llama.cpp takes (4096).",
+        "The plan needs more override patterns than llama.cpp takes (4095).",
         "Give neighbouring layers the same device.",
     ),
 }

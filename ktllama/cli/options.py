@@ -71,7 +71,7 @@ def placement_options(command: _Command) -> _Command:
 def context_options(command: _Command) -> _Command:
     """What the llama.cpp context is asked for."""
     for option in (
-        click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: llama.cpp's]"),
+        click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: all]"),
         click.option("--flash-attn", type=click.Choice(("auto", "on", "off")), default="auto", show_default=True),
         click.option("--kv-type", type=click.Choice(CACHE_TYPE_NAMES), default="f16", show_default=True),
         click.option("--ubatch", type=click.IntRange(1, 65536), default=512, show_default=True, help="Tokens a graph."),

@@ -19,9 +19,9 @@ from ktllama.placement.ir import Placement
 from ktllama.placement.place import PER_LAYER_TENSORS
 from ktllama.units import format_bytes
 
-#: llama_max_devices() and llama_max_tensor_buft_overrides() of llama.cpp (src/llama.cpp, llama-cpp-python 0.3.36).
+#: llama_max_devices() and llama_max_tensor_buft_overrides() less its end marker (src/llama.cpp, llama-cpp-python 0.3.36).
 MAX_DEVICES = 16
-MAX_OVERRIDES = 4096
+MAX_OVERRIDES = 4095
 
 _CONTEXT_FOR_MESSAGES = 32768
 

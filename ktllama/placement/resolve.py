@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ktllama import devices
 from ktllama.diagnostics import Diagnostic
 from ktllama.model.modules import Module, ModuleTree
-from ktllama.placement.searching import TIME_LIMIT, RunawayPatternError, search_all
+from ktllama.placement.searching import TIME_LIMIT, RunawayPatternError, literal_prefix, search_all
 from ktllama.ruleset.rules import DEFAULT_CLASS, Rule, Ruleset
 
 DEFAULT_DEVICE = "cuda:0"
@@ -209,11 +209,11 @@ def _pieces(
     parts = [i for i in below if tree.modules[i].tensors]
     stem = prefix.removesuffix("0")
     numbers = range(1, tree.modules[index].n_experts)
-    wholes = _winners(matcher, tree.modules[expert], [f"{stem}{number}" for number in numbers])
+    wholes = _winners(matcher, tree.modules[expert], stem, [f"{stem}{number}" for number in numbers])
     found: dict[str, Counter[str]] = {}
     for part in parts:
         tail = tree.modules[part].name.removeprefix(prefix)
-        rules = _winners(matcher, tree.modules[part], [f"{stem}{number}{tail}" for number in numbers])
+        rules = _winners(matcher, tree.modules[part], stem, [f"{stem}{number}{tail}" for number in numbers])
         counted = Counter(
             decision_for(whole if whole and not whole.recursive else rule, default_device).generate_device
             for whole, rule in zip(wholes, rules, strict=True)
@@ -223,13 +223,16 @@ def _pieces(
     return found
 
 
-def _winners(matcher: _Matcher, template: Module, names: list[str]) -> list[Rule | None]:
-    """The first matching rule of each name, for modules of ``template``'s class."""
+def _winners(matcher: _Matcher, template: Module, stem: str, names: list[str]) -> list[Rule | None]:
+    """The first matching rule of each name, for modules of ``template``'s class whose names begin with ``stem``."""
     winners: list[Rule | None] = [None] * len(names)
     left = list(range(len(names)))
     for rule in matcher.ruleset.rules:
         if rule.class_path is not None and not is_instance(template, rule.class_path):
             continue
+        prefix = literal_prefix(rule.name or "")
+        if not stem.startswith(prefix) and not prefix.startswith(stem):
+            continue  # no name of this layer can match
         hits = matcher.search(rule, [names[i] for i in left])
         for i, hit in zip(left, hits, strict=True):
             if hit:

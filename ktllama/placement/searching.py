@@ -9,6 +9,7 @@ run here, with a look at the clock between names.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -93,3 +94,14 @@ def may_run_away(pattern: str) -> bool:
         return False
 
     return visit(sre_parser.parse(pattern), False) or unbounded[0] >= _MANY_REPEATS
+
+
+@functools.lru_cache(maxsize=16384)
+def literal_prefix(pattern: str) -> str:
+    """The text that every name found by an anchored pattern begins with; empty where nothing is certain."""
+    parsed = sre_parser.parse(pattern)
+    items = list(parsed)
+    if not items or items[0] != (sre.AT, sre.AT_BEGINNING) or parsed.state.flags & (re.IGNORECASE | re.MULTILINE):
+        return ""
+    literals = itertools.takewhile(lambda item: item[0] is sre.LITERAL, items[1:])
+    return "".join(chr(argument) for _, argument in literals)

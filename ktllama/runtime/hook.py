@@ -41,7 +41,7 @@ class SettingsConflictError(KtllamaError):
 
 @contextmanager
 def applied(settings: LlamaSettings) -> Iterator[None]:
-    """Within the block, every model that this thread (or task) loads through llama-cpp-python is placed by ``settings``.
+    """Within the block, models that this thread (or task) loads through llama-cpp-python are placed by ``settings``.
 
     The context's ``op_offload`` is not a matter of the load: pass ``**settings.llama_kwargs()`` to ``Llama``.
 

@@ -6,6 +6,7 @@ Structures: ``llama_model_params`` and ``llama_context_params`` in ``include/lla
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,8 +89,8 @@ def context_params(library: Library, settings: LlamaSettings, options: ContextOp
     value.flash_attn_type = _FLASH_ATTN[options.flash_attn]
     value.offload_kqv = True
     value.op_offload = settings.op_offload
-    if options.n_threads is not None:
-        value.n_threads = value.n_threads_batch = options.n_threads
+    # llama.cpp's own default is 4 threads whatever the machine has, which is slow on fewer cores and on more
+    value.n_threads = value.n_threads_batch = options.n_threads or len(os.sched_getaffinity(0))
     return value
 
 

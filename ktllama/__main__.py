@@ -1,0 +1,6 @@
+"""``python -m ktllama``."""
+
+from ktllama.cli.main import main
+
+if __name__ == "__main__":
+    main()
