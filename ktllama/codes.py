@@ -117,7 +117,8 @@ PLACEMENT_CODES: Mapping[str, CodeInfo] = {
     ),
     "auto-device": _error("'auto' needs a planner, which this version does not have.", "Name a device."),
     "transfer-map": _warning(
-        "transfer_map and the devices of the layers disagree. llama.cpp copies activations by itself.",
+        "transfer_map names layers that do not exist or disagrees with the devices of the layers. llama.cpp copies "
+        "activations by itself.",
         "Correct the map or the layers; only the layers count here.",
     ),
     "out-device": _warning(
@@ -145,6 +146,9 @@ PLACEMENT_CODES: Mapping[str, CodeInfo] = {
         "prefill_device differs between experts on the CPU; llama.cpp has one switch, op_offload.",
         "Use one prefill_device for all experts on the CPU.",
     ),
+    "prefill-elsewhere": _note(
+        "prefill_device differs from the GPU that holds the weights; llama.cpp uses weights where they are.", "Nothing."
+    ),
     "over-budget": _error(
         "The tensors on a device are larger than the memory that --budget gives it.",
         "Move layers or experts to another device.",
@@ -157,7 +161,7 @@ LOWERING_CODES: Mapping[str, CodeInfo] = {
         "llama-server takes no CPU layers behind GPU layers, so their KV cache goes to the GPU.",
         "Use --target python, or put the CPU layers first.",
     ),
-    "too-many-runs": _warning(
+    "too-many-runs": _error(
         "The layers change device more often than llama.cpp has room for (16).",
         "Give neighbouring layers the same device.",
     ),

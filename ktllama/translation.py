@@ -94,7 +94,12 @@ def analyse(
     placement = place(resolution)
     lowering = lower(placement, options.device_map, options.target)
     over_budget = check_budget(placement, options.budgets)
-    found = (*placement.diagnostics, *lowering.diagnostics, *over_budget, *_assumption(assumed))
+    found = (
+        *placement.diagnostics,
+        *lowering.diagnostics,
+        *over_budget,
+        *_assumption(assumed, by_user=preset is not None),
+    )
     return Translation(
         ruleset=ruleset,
         model=model_file,
@@ -122,14 +127,15 @@ def _model(
     return presets.load(guessed), guessed
 
 
-def _assumption(preset: str | None) -> tuple[Diagnostic, ...]:
-    if preset is None:
+def _assumption(assumed: str | None, *, by_user: bool) -> tuple[Diagnostic, ...]:
+    if assumed is None:
         return ()
+    other = "" if by_user else ", --preset NAME assumes another model"
     return (
         Diagnostic(
             code="model-assumed",
             severity="note",
-            message=f"sizes are those of {preset} in {presets.QUANTIZATION}; --model FILE.gguf takes them from a file, "
-            "--preset NAME assumes another model",
+            message=f"sizes are those of {assumed} in {presets.QUANTIZATION}; --model FILE.gguf takes them from a file"
+            f"{other}",
         ),
     )

@@ -45,10 +45,12 @@ def lower(placement: Placement, device_map: DeviceMap | None = None, target: Tar
     device_map = device_map or DeviceMap()
     base = exact(placement) if target == "python" else for_command_line(placement)
     found: list[Diagnostic] = []
-    if len(_device_list(placement, base)) > MAX_DEVICES:
-        found.append(_too_many_runs(base))
+    too_many = target == "python" and len(_device_list(placement, base)) > MAX_DEVICES
+    if too_many:
         base = for_command_line(placement)
-    found += _misplaced_kv(placement, base)
+    if len(_device_list(placement, base)) > MAX_DEVICES:
+        found.append(_too_many_runs(placement, base))
+    found += _misplaced_kv(placement, base, too_many=too_many)
     overrides = _overrides(placement, base, device_map)
     if len(overrides) > MAX_OVERRIDES:
         found.append(_too_many_overrides(len(overrides)))
@@ -109,10 +111,17 @@ def _overridden_devices(placement: Placement, base: Base) -> Mapping[str, str | 
         layer = len(base.layers) - 1 if block is None else block
         stays = tensor.device == base_device(name, base) and (layer not in in_cpu_run or name == "token_embd.weight")
         wanted[name] = None if stays or name in PER_LAYER_TENSORS else tensor.device
+    if placement.ties_output and base.layers[-1] != placement.output_device:
+        wanted["token_embd.weight"] = placement.output_device  # the output layer's copy has the same name
     return wanted
 
 
-def _misplaced_kv(placement: Placement, base: Base) -> list[Diagnostic]:
+def _misplaced_kv(placement: Placement, base: Base, *, too_many: bool) -> list[Diagnostic]:
+    why, remedy = (
+        (f"the layers change device more than {MAX_DEVICES} times", "give neighbouring layers the same device")
+        if too_many
+        else ("llama-server takes no CPU layers behind GPU layers", "--target python puts it in its place")
+    )
     found = []
     for device in sorted(set(base.misplaced.values()), key=devices.order):
         layers = sorted(layer for layer, planned in base.misplaced.items() if planned == device)
@@ -122,22 +131,20 @@ def _misplaced_kv(placement: Placement, base: Base) -> list[Diagnostic]:
             Diagnostic(
                 code="kv-not-expressible",
                 severity="warning",
-                message=f"the KV cache of layer {layer_ranges(layers)} belongs on {device}, but llama-server takes no "
-                f"CPU layers behind GPU layers: it goes to {' and '.join(chosen)}, where it takes "
-                f"{format_bytes(per_token)} a token, {format_bytes(per_token * _CONTEXT_FOR_MESSAGES)} at "
-                f"{_CONTEXT_FOR_MESSAGES} tokens (f16); --target python puts it in its place",
+                message=f"the KV cache of layer {layer_ranges(layers)} belongs on {device}, but {why}: it goes to "
+                f"{' and '.join(chosen)}, where it takes {format_bytes(per_token)} a token, "
+                f"{format_bytes(per_token * _CONTEXT_FOR_MESSAGES)} at {_CONTEXT_FOR_MESSAGES} tokens (f16); {remedy}",
             )
         )
     return found
 
 
-def _too_many_runs(base: Base) -> Diagnostic:
+def _too_many_runs(placement: Placement, base: Base) -> Diagnostic:
     return Diagnostic(
         code="too-many-runs",
-        severity="warning",
-        message=f"the layers change device {len(base.runs)} times and llama.cpp takes at most {MAX_DEVICES} runs: "
-        "CPU layers between GPU layers keep their weights on the CPU, but not their KV cache; give neighbouring "
-        "layers the same device",
+        severity="error",
+        message=f"the layers change device so often that llama.cpp would need {len(_device_list(placement, base))} "
+        f"entries in its list of devices, and it takes at most {MAX_DEVICES}; give neighbouring layers the same device",
     )
 
 

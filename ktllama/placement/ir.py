@@ -15,6 +15,7 @@ class TensorPlacement:
 
     ``module`` is the Hugging Face module that owns the tensor, or None where no module does.
     ``loaded`` is False for tensors that llama.cpp leaves on disk (MTP blocks, unless they are asked for).
+    ``prefill_device`` is the GPU to which a tensor that stays on the CPU is to be streamed during prefill, if any.
     """
 
     name: str
@@ -23,6 +24,7 @@ class TensorPlacement:
     rule: int | None
     n_bytes: int
     loaded: bool = True
+    prefill_device: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from ktllama import devices
@@ -14,6 +14,7 @@ from ktllama.placement.ir import Placement, TensorPlacement
 from ktllama.placement.plan_checks import check_placement
 from ktllama.placement.resolve import Decision, Resolution, own_prefill_default
 from ktllama.placement.rule_checks import check_rules
+from ktllama.ruleset.rules import Rule
 
 #: Tensors outside the blocks that llama.cpp creates once a layer, on that layer's device (src/llama-arch.cpp).
 PER_LAYER_TENSORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
@@ -42,12 +43,11 @@ class _Placer:
         self.resolution = resolution
         self.tree: ModuleTree = resolution.tree
         self.mixed_experts: dict[str, Counter[str]] = {}
-        self.rules = {rule.index: rule for rule in resolution.ruleset.rules}
         self.n_bytes: Mapping[str, int] = {tensor.name: tensor.n_bytes for tensor in self.tree.model.tensors}
 
     def placement(self) -> Placement:
         tensors = {tensor.name: self.place_tensor(tensor.name) for tensor in self.tree.model.tensors}
-        streaming = {device for tensor in tensors.values() if (device := self._streams_to(tensor))}
+        streaming = {tensor.prefill_device for tensor in tensors.values() if tensor.prefill_device is not None}
         return Placement(
             model=self.tree.model,
             tensors=tensors,
@@ -106,40 +106,40 @@ class _Placer:
 
     def _placed(self, name: str, device: str, module: str | None, decision: Decision | None) -> TensorPlacement:
         block = block_of(name)
+        rule = decision.rule if decision else None
+        loaded = block is None or block < self.tree.n_trunk_layers
+        streams = loaded and device == devices.CPU and name != _EMBEDDING
         return TensorPlacement(
             name=name,
             device=device,
             module=module,
-            rule=decision.rule.index if decision and decision.rule else None,
+            rule=rule.index if rule else None,
             n_bytes=self.n_bytes[name],
-            loaded=block is None or block < self.tree.n_trunk_layers,
+            loaded=loaded,
+            prefill_device=_prefill_gpu(rule) if streams and rule else None,
         )
-
-    def _streams_to(self, tensor: TensorPlacement) -> str | None:
-        """The GPU on which a tensor that stays on the CPU is to be used during prefill, if any."""
-        if tensor.device != devices.CPU or tensor.rule is None or tensor.name == _EMBEDDING or not tensor.loaded:
-            return None
-        rule = self.rules[tensor.rule]
-        prefill = rule.prefill_device or own_prefill_default(rule)
-        return prefill if prefill not in (None, devices.CPU, devices.AUTO) else None
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Findings about tensors: those that no module owns, and experts that cannot be split."""
         return (*self._split_experts(), *self._tensors_without_module(), *self._mtp())
 
     def _split_experts(self) -> tuple[Diagnostic, ...]:
-        found = []
+        """Experts of one layer on several devices, grouped over layers that are split alike."""
+        groups: dict[tuple[str, str], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
         for name, counted in self.mixed_experts.items():
             shares = ", ".join(f"{count} on {device}" for device, count in counted.most_common())
-            found.append(
-                Diagnostic(
-                    code="experts-split",
-                    severity="warning",
-                    message=f"{name} holds all experts of its layer and cannot be split, but the rules put parts of it "
-                    f"on several devices ({shares}); all of it goes to {counted.most_common(1)[0][0]}",
-                )
+            _, layer, suffix = name.split(".", 2)
+            groups[shares, self.place_tensor(name).device][suffix].add(int(layer))
+        return tuple(
+            Diagnostic(
+                code="experts-split",
+                severity="warning",
+                message=f"a GGUF holds all experts of a layer in one tensor, but the rules spread those of layer "
+                f"{layer_ranges(set().union(*tensors.values()))} over several devices ({shares} in "
+                f"{', '.join(tensors)}); all of each goes to {device}",
             )
-        return tuple(found)
+            for (shares, device), tensors in groups.items()
+        )
 
     def _tensors_without_module(self) -> tuple[Diagnostic, ...]:
         names = [name for name in self.tree.unowned if name not in PER_LAYER_TENSORS]
@@ -167,3 +167,9 @@ class _Placer:
                 "does not build; its modules were named like a layer's, and llama.cpp leaves its tensors on disk",
             ),
         )
+
+
+def _prefill_gpu(rule: Rule) -> str | None:
+    """The GPU on which what ``rule`` keeps on the CPU is to be used during prefill, if any."""
+    prefill = rule.prefill_device or own_prefill_default(rule)
+    return None if prefill in (devices.CPU, devices.AUTO) else prefill

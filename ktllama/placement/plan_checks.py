@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import cast
 
 from ktllama import devices
 from ktllama.diagnostics import Diagnostic, Severity
@@ -14,6 +15,7 @@ from ktllama.placement.resolve import Resolution
 from ktllama.ruleset.rules import Rule
 from ktllama.units import format_bytes
 
+_EMBEDDING = "token_embd.weight"
 _NORMS = ("attn_norm", "ffn_norm", "post_attention_norm")
 _PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "attn_kv", "attn_qkv")
 _EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps")
@@ -64,25 +66,23 @@ class _Checker:
             for tensor in self.placement.tensors.values()
             if tensor.rule is None and tensor.loaded and tensor.module is not None and tensor.device != devices.CPU
         ]
-        if not left:
-            return
         experts = [tensor for tensor in left if _stem(tensor.name) in _EXPERTS]
+        others = [tensor for tensor in left if _stem(tensor.name) not in _EXPERTS]
         stray = self._stray_default()
-        shown = experts or left
-        names = sorted({_stem(tensor.name) for tensor in shown})
-        yield Diagnostic(
-            code="default-device",
-            severity="warning" if experts or stray else "note",
-            message=f"no rule matches {len(left)} tensors ({', '.join(names[:4])}{', …' if len(names) > 4 else ''}; "
-            f"{format_bytes(sum(tensor.n_bytes for tensor in left))}); they go to the default device "
-            f"{self.resolution.default_device}"
-            + (", the routed experts among them" if experts else "")
-            + (
-                f", though the rules name only {stray} devices: --default-device {stray}:0 keeps them together"
-                if stray
-                else ""
-            ),
-        )
+        for tensors, severity in ((experts, "warning"), (others, "warning" if stray else "note")):
+            if tensors:
+                yield Diagnostic(
+                    code="default-device",
+                    severity=cast(Severity, severity),
+                    message=f"no rule matches {_kinds(tensors)} ({len(tensors)} tensors, "
+                    f"{format_bytes(sum(tensor.n_bytes for tensor in tensors))}); they go to the default device "
+                    f"{self.resolution.default_device}"
+                    + (
+                        f", though the rules name only {stray} devices: --default-device {stray}:0 keeps them together"
+                        if stray
+                        else ""
+                    ),
+                )
 
     def _stray_default(self) -> str | None:
         """The kind of GPU that all rules name where the default device is of another kind."""
@@ -94,7 +94,8 @@ class _Checker:
     def _embedding(self) -> Iterator[Diagnostic]:
         for index, module in enumerate(self.tree.modules):
             decision = self.resolution.decisions[index]
-            if module.name == "model.embed_tokens" and decision.generate_device != devices.CPU:
+            on_gpu = decision.rule is not None and decision.generate_device != devices.CPU
+            if module.name == "model.embed_tokens" and on_gpu:
                 message = (
                     f"embed_tokens stays on the CPU, where llama.cpp and ktransformers both keep it, not on "
                     f"{decision.generate_device}"
@@ -106,6 +107,13 @@ class _Checker:
             rule = decision.rule
             if rule is None or not rule.transfer_map or decision.cut_by >= 0:
                 continue
+            beyond = sorted(layer for layer in rule.transfer_map if layer not in self.placement.kv)
+            if beyond:
+                message = (
+                    f"transfer_map names layer {layer_ranges(beyond)}, but the model has layers "
+                    f"{layer_ranges(self.placement.kv)}"
+                )
+                yield _at(rule, "transfer-map", "warning", message, "replace.kwargs.transfer_map")
             wrong = {
                 layer: expected
                 for layer, expected in self._expected_by_transfer_map(rule).items()
@@ -186,7 +194,8 @@ class _Checker:
                 code="gate-on-cpu" if what == "router" else "shared-experts-on-cpu",
                 severity="warning",
                 message=f"the {what} of layer {layer_ranges(layers)} {'is' if what == 'router' else 'are'} on the CPU "
-                f"beside attention on {home}: every token needs them; put them on {home}",
+                f"beside attention on {home}: every token needs {'it' if what == 'router' else 'them'}; put "
+                f"{'it' if what == 'router' else 'them'} on {home}",
             )
 
     def _apart(self, code: str, what: str, found: dict[tuple[str, str], set[int]]) -> Iterator[Diagnostic]:
@@ -213,22 +222,30 @@ class _Checker:
             )
 
     def _prefill(self) -> Iterator[Diagnostic]:
-        """llama.cpp has one switch for all weights on the CPU: op_offload."""
-        streaming: set[int] = set()
-        staying: set[int] = set()
-        for layer, tensors in self.blocks.items():
-            for suffix, tensor in tensors.items():
-                if suffix.rsplit(".", 1)[0] in _EXPERTS and tensor.device == devices.CPU and tensor.rule is not None:
-                    rule = self._rule(tensor.rule)
-                    (staying if rule.prefill_device == devices.CPU else streaming).add(layer)
-        if streaming and staying and self.placement.stream_experts:
+        """llama.cpp has one switch for all weights on the CPU, op_offload, and uses weights on a GPU where they are."""
+        streaming = [tensor for tensor in self.placement.tensors.values() if tensor.prefill_device is not None]
+        staying = [tensor for tensor in self.placement.tensors.values() if self._stays(tensor)]
+        if streaming and staying:
             yield Diagnostic(
                 code="prefill-mixed",
                 severity="warning",
-                message=f"prefill_device asks for the GPU for the experts of layer {layer_ranges(streaming)} and for "
-                f"the CPU for layer {layer_ranges(staying)}; llama.cpp has one switch for all (op_offload), which is "
-                "turned on",
+                message=f"prefill_device asks for the GPU for {_kinds(streaming)} and for the CPU for "
+                f"{_kinds(staying)}; llama.cpp has one switch for all (op_offload), which is turned on",
             )
+        for rule in self.resolution.ruleset.rules:
+            if rule.generate_device in (None, devices.CPU, rule.prefill_device) or rule.prefill_device is None:
+                continue
+            message = (
+                f"prefill_device {rule.prefill_device} has no effect: llama.cpp uses weights that are on "
+                f"{rule.generate_device} there during prefill too"
+            )
+            yield _at(rule, "prefill-elsewhere", "note", message, "replace.kwargs.prefill_device")
+
+    def _stays(self, tensor: TensorPlacement) -> bool:
+        """Whether a rule wants weights used on the CPU during prefill too."""
+        if tensor.device != devices.CPU or tensor.rule is None or not tensor.loaded or tensor.name == _EMBEDDING:
+            return False
+        return tensor.prefill_device is None and self._rule(tensor.rule).prefill_device == devices.CPU
 
     def _rule(self, index: int) -> Rule:
         return next(rule for rule in self.resolution.ruleset.rules if rule.index == index)
@@ -242,6 +259,16 @@ def _at(rule: Rule | None, code: str, severity: Severity, message: str, path: st
 def _stem(tensor: str) -> str:
     tail = tensor.split(".", 2)[2] if block_of(tensor) is not None else tensor
     return tail.rsplit(".", 1)[0]
+
+
+def _kinds(tensors: list[TensorPlacement]) -> str:
+    """``attn_norm, ffn_norm of layer 3-60``."""
+    stems = sorted({_stem(tensor.name) for tensor in tensors})
+    shown = ", ".join(stems[:3]) + (" …" if len(stems) > 3 else "")
+    if set(stems) <= set(_EXPERTS):
+        shown = "the routed experts"
+    layers = layer_ranges(block for tensor in tensors if (block := block_of(tensor.name)) is not None)
+    return f"{shown} of layer {layers}" if layers else shown
 
 
 def _is_router_or_shared(stem: str) -> bool:

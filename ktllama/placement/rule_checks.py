@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from ktllama.diagnostics import Diagnostic, Position
@@ -214,37 +215,32 @@ class _Checker:
         return f"it has no module of class {class_path}"
 
     def _uncovered_layers(self) -> Iterator[Diagnostic]:
-        """Blocks none of whose modules any rule matches, while rules match other blocks."""
+        """Blocks that have modules which rules match in other blocks, and none of whose own any rule matches."""
         matched = {index for found in self.resolution.matches.values() for index in found}
-        cut = {index for index, found in enumerate(self.resolution.decisions) if found.cut_by >= 0}
-        covered = self._layers_with(matched | cut)
-        trunk = {layer for layer in self.tree.layers if layer < self.tree.n_trunk_layers}
-        bare = trunk - covered
-        if not bare or not trunk & covered:
+        matched |= {index for index, found in enumerate(self.resolution.decisions) if found.cut_by >= 0}
+        present = self._parts_of_layers(range(len(self.tree.modules)))
+        covered = self._parts_of_layers(matched)
+        meant = set().union(*covered.values())
+        bare = [layer for layer, parts in present.items() if layer not in covered and parts & meant]
+        if not bare:
             return
         yield Diagnostic(
             code="layer-not-covered",
             severity="warning",
-            message=f"no rule matches anything in layer {layer_ranges(bare)}, while layer "
-            f"{layer_ranges(trunk & covered)} {'is' if len(trunk & covered) == 1 else 'are'} covered; what no rule "
-            f"matches goes to the default device {self.resolution.default_device}",
+            message=f"no rule matches anything in layer {layer_ranges(bare)}, while layer {layer_ranges(covered)} "
+            f"{'is' if len(covered) == 1 else 'are'} covered; what no rule matches goes to the default device "
+            f"{self.resolution.default_device}",
         )
 
-    def _layers_with(self, indexes: set[int]) -> set[int]:
-        starts = sorted((index, layer) for layer, index in self.tree.layers.items())
-        covered: set[int] = set()
-        for position, (start, layer) in enumerate(starts):
-            end = starts[position + 1][0] if position + 1 < len(starts) else self._end_of_layers(start)
-            # the block itself does not count: rules for everything in a layer match what is below it
-            if any(index in indexes for index in range(start + 1, end)):
-                covered.add(layer)
-        return covered
-
-    def _end_of_layers(self, start: int) -> int:
-        end = start + 1
-        while end < len(self.tree.modules) and self.tree.modules[end].parent >= start:
-            end += 1
-        return end
+    def _parts_of_layers(self, indexes: Iterable[int]) -> dict[int, set[str]]:
+        """By layer, the names below it of the modules in ``indexes``; MTP blocks are left out."""
+        parts: dict[int, set[str]] = defaultdict(set)
+        for index in indexes:
+            _, found, tail = self.tree.modules[index].name.partition("model.layers.")
+            number, _, part = tail.partition(".")
+            if found and part and number.isdigit() and int(number) < self.tree.n_trunk_layers:
+                parts[int(number)].add(part)
+        return parts
 
 
 def _count(number: int, noun: str) -> str:

@@ -90,8 +90,13 @@ def context_params(library: Library, settings: LlamaSettings, options: ContextOp
     value.offload_kqv = True
     value.op_offload = settings.op_offload
     # llama.cpp's own default is 4 threads whatever the machine has, which is slow on fewer cores and on more
-    value.n_threads = value.n_threads_batch = options.n_threads or len(os.sched_getaffinity(0))
+    value.n_threads = value.n_threads_batch = options.n_threads or _n_cpus()
     return value
+
+
+def _n_cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_settings(library: Library, settings: LlamaSettings) -> None:

@@ -180,8 +180,33 @@ def test_device_map_names_the_devices() -> None:
 def test_more_runs_than_llama_cpp_has_devices_is_told() -> None:
     odd = rule(r"layers\.[0-9]*[13579]\.", "cpu")
     _, lowering = lowered(rule("embed", "cpu"), odd, rule("", "cuda:0"), model=deepseek(40))
-    assert [found.code for found in lowering.diagnostics] == ["too-many-runs", "kv-not-expressible"]
+    assert [found.message for found in lowering.diagnostics] == [
+        "the KV cache of layer 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33, 35, 37, 39 belongs on cpu, "
+        "but the layers change device more than 16 times: it goes to cuda:0, where it takes 3.75 KiB a token, 120 MiB "
+        "at 32768 tokens (f16); give neighbouring layers the same device"
+    ]
     assert lowering.settings.devices == ("CUDA0",)
+
+
+def test_gpus_that_alternate_too_often_are_an_error() -> None:
+    rules = rule("embed", "cpu") + rule(r"layers\.[0-9]*[13579]\.", "cuda:1") + rule("", "cuda:0")
+    translation = analyse(loader.loads(rules), deepseek(40))
+    assert [(found.severity, found.message) for found in translation.lowering.diagnostics] == [
+        (
+            "error",
+            "the layers change device so often that llama.cpp would need 41 entries in its list of devices, and it "
+            "takes at most 16; give neighbouring layers the same device",
+        )
+    ]
+
+
+def test_llama_server_overrides_the_copy_of_a_tied_output() -> None:
+    rules = (rule("embed|lm_head|norm$", "cpu"), rule(r"layers\.[01]\.", "cuda:0"), rule("", "cpu"))
+    _, lowering = lowered(*rules, model=deepseek(tied=True), target="llama-server")
+    base = base_by_llama_cpp(lowering.settings, 4)
+    assert base[-1] == "CUDA0"
+    assert tensor_by_llama_cpp("token_embd.weight", lowering.settings, base) == "CPU"
+    assert any(re.search(over.pattern, "token_embd.weight") for over in lowering.settings.tensor_overrides)
 
 
 DEVICES = st.sampled_from(["cpu", "cuda:0", "cuda:1", "cuda:2"])

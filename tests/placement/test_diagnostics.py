@@ -134,8 +134,7 @@ def test_experts_that_no_rule_names_are_a_warning() -> None:
         (
             "default-device",
             "warning",
-            "no rule matches 27 tensors (ffn_down_exps, ffn_gate_exps, ffn_up_exps; 27 MiB); they go to the default "
-            "device cuda:0, the routed experts among them",
+            "no rule matches the routed experts of layer 1-3 (9 tensors, 9 MiB); they go to the default device cuda:0",
             None,
         )
     ]
@@ -145,8 +144,8 @@ def test_a_default_device_of_another_kind_than_all_rules_is_a_warning() -> None:
     rules = (rule("embed", "cpu"), rule("self_attn|mlp|lm_head", "xpu"))
     messages = [one[2] for one in found(*rules) if one[0] == "default-device"]
     assert messages == [
-        "no rule matches 9 tensors (attn_norm, ffn_norm, output_norm; 9 MiB); they go to the default device cuda:0, "
-        "though the rules name only xpu devices: --default-device xpu:0 keeps them together"
+        "no rule matches attn_norm, ffn_norm, output_norm of layer 0-3 (9 tensors, 9 MiB); they go to the default "
+        "device cuda:0, though the rules name only xpu devices: --default-device xpu:0 keeps them together"
     ]
 
 
@@ -176,6 +175,33 @@ def test_a_transfer_map_that_the_layers_do_not_follow() -> None:
             4,
         )
     ]
+
+
+def test_a_transfer_map_beyond_the_last_layer() -> None:
+    mapped = (
+        "- match: {name: '^model$'}\n"
+        "  replace: {class: default, kwargs: {generate_device: 'cuda:0', transfer_map: {90: 'cuda:1'}}}\n"
+    )
+    assert [one[1:3] for one in found(mapped, rule("embed", "cpu"), EVERYTHING)] == [
+        ("warning", "transfer_map names layer 90, but the model has layers 0-3")
+    ]
+
+
+def test_a_prefill_device_that_differs_from_the_gpu_of_the_weights() -> None:
+    away = rule("lm_head", "cuda:0").replace('prefill_device: "cuda:0"', 'prefill_device: "cuda:1"')
+    assert found(away, rule("embed", "cpu"), EVERYTHING, notes=True) == [
+        (
+            "prefill-elsewhere",
+            "note",
+            "prefill_device cuda:1 has no effect: llama.cpp uses weights that are on cuda:0 there during prefill too",
+            2,
+        )
+    ]
+
+
+def test_rules_for_experts_alone_do_not_miss_the_dense_layers() -> None:
+    codes = [one[0] for one in found(rule(r"mlp\.experts$", "cpu", recursive=False), rule("embed", "cpu"))]
+    assert codes == []
 
 
 def test_an_out_device_away_from_the_layer() -> None:
@@ -228,8 +254,7 @@ def test_parts_of_a_layer_away_from_its_attention() -> None:
         (
             "gate-on-cpu",
             "warning",
-            "the router of layer 3 is on the CPU beside attention on cuda:0: every token needs them; put them "
-            "on cuda:0",
+            "the router of layer 3 is on the CPU beside attention on cuda:0: every token needs it; put it on cuda:0",
             None,
         ),
         (
@@ -259,11 +284,11 @@ def test_gate_and_up_of_an_expert_block_on_two_devices() -> None:
 def test_experts_of_one_layer_cannot_be_split() -> None:
     rules = (rule("embed", "cpu"), rule(r"layers\.1\.mlp\.experts\.0\.", "cpu"), EVERYTHING)
     messages = [one[2] for one in found(*rules) if one[0] == "experts-split"]
-    assert len(messages) == 3
-    assert messages[0] == (
-        "blk.1.ffn_gate_exps.weight holds all experts of its layer and cannot be split, but the rules put parts of it "
-        "on several devices (3 on cuda:0, 1 on cpu); all of it goes to cuda:0"
-    )
+    assert messages == [
+        "a GGUF holds all experts of a layer in one tensor, but the rules spread those of layer 1 over several devices "
+        "(3 on cuda:0, 1 on cpu in ffn_gate_exps.weight, ffn_up_exps.weight, ffn_down_exps.weight); all of each goes "
+        "to cuda:0"
+    ]
 
 
 def test_prefill_wishes_that_llama_cpp_cannot_tell_apart() -> None:
@@ -279,8 +304,8 @@ def test_prefill_wishes_that_llama_cpp_cannot_tell_apart() -> None:
         (
             "prefill-mixed",
             "warning",
-            "prefill_device asks for the GPU for the experts of layer 2-3 and for the CPU for layer 1; llama.cpp has "
-            "one switch for all (op_offload), which is turned on",
+            "prefill_device asks for the GPU for the routed experts of layer 2-3 and for the CPU for the routed experts "
+            "of layer 1; llama.cpp has one switch for all (op_offload), which is turned on",
             None,
         )
     ]
