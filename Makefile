@@ -60,7 +60,7 @@ format: setup
 	@$(BIN)/ruff format .
 
 bench: setup
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for name in header translate verify; do $(BIN)/python -m bench.$$name; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

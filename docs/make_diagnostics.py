@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ktllama.codes import CATALOGUE, LOWERING_CODES, MODEL_CODES, PLACEMENT_CODES, RULESET_CODES
+from ktllama.codes import CATALOGUE, IMPORT_CODES, LOWERING_CODES, MODEL_CODES, PLACEMENT_CODES, RULESET_CODES
 from ktllama.diagnostics import CodeInfo
 
 PAGE = Path(__file__).with_name("diagnostics.md")
@@ -27,6 +27,7 @@ _SECTIONS: tuple[tuple[str, str, Mapping[str, CodeInfo]], ...] = (
     ("Reading the rule file", "`ktllama.ruleset`: the text alone, without a model.", RULESET_CODES),
     ("Placement", "`ktllama.placement`: the rules held against a model, and the plan that results.", PLACEMENT_CODES),
     ("Lowering", "`ktllama.lower`: what the chosen target cannot express.", LOWERING_CODES),
+    ("Importing", "`ktllama.importing`: what of a llama.cpp command line rules cannot say.", IMPORT_CODES),
     ("Model", "The choice of the model.", MODEL_CODES),
 )
 

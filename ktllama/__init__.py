@@ -1,6 +1,7 @@
 """ktllama: ktransformers placement rules for llama.cpp.
 
-``translate`` compiles a rule file; ``applied`` makes llama-cpp-python load a model under the settings that come out.
+``translate`` compiles a rule file; ``placed`` and ``applied`` make llama-cpp-python load a model under what comes out,
+``Llama`` is its class with rules, ``verify`` and ``load`` prove a placement and run it.
 Names are imported on first use, so that ``import ktllama`` is cheap and needs no llama.cpp.
 """
 
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from ktllama.lower.settings import LlamaSettings, TensorOverride
-    from ktllama.runtime.hook import applied
+    from ktllama.runtime.conflicts import PlacementConflictError, SettingsConflictError
+    from ktllama.runtime.context_options import ContextOptions
+    from ktllama.runtime.hook import applied, placed
+    from ktllama.runtime.load import load
+    from ktllama.runtime.placed_llama import Llama
+    from ktllama.runtime.verify import verify
     from ktllama.translation import Options, Translation, analyse, translate
 
 __version__ = "0.1.0"
@@ -40,7 +46,14 @@ _HOMES = {
     "UnsupportedModelError": "ktllama.errors",
     "LlamaSettings": "ktllama.lower.settings",
     "TensorOverride": "ktllama.lower.settings",
+    "PlacementConflictError": "ktllama.runtime.conflicts",
+    "SettingsConflictError": "ktllama.runtime.conflicts",
+    "ContextOptions": "ktllama.runtime.context_options",
     "applied": "ktllama.runtime.hook",
+    "placed": "ktllama.runtime.hook",
+    "load": "ktllama.runtime.load",
+    "Llama": "ktllama.runtime.placed_llama",
+    "verify": "ktllama.runtime.verify",
     "Options": "ktllama.translation",
     "Translation": "ktllama.translation",
     "analyse": "ktllama.translation",
@@ -48,16 +61,20 @@ _HOMES = {
 }
 
 __all__ = [
+    "ContextOptions",
     "DeviceError",
     "Diagnostic",
     "KtllamaError",
+    "Llama",
     "LlamaCppError",
     "LlamaSettings",
     "ModelFileError",
     "Options",
+    "PlacementConflictError",
     "Position",
     "RuleFileError",
     "RulesetError",
+    "SettingsConflictError",
     "TensorOverride",
     "Translation",
     "UnknownPresetError",
@@ -65,7 +82,10 @@ __all__ = [
     "__version__",
     "analyse",
     "applied",
+    "load",
+    "placed",
     "translate",
+    "verify",
 ]
 
 

@@ -108,6 +108,10 @@ PLACEMENT_CODES: Mapping[str, CodeInfo] = {
     "experts-apart": _warning(
         "Gate, up and down of a layer's routed experts are on several devices.", "Keep the three together."
     ),
+    "architecture-unknown": _note(
+        "ktllama has no description of the model's architecture; the modules' names are those that most models have.",
+        "Check the plan with `ktllama translate`; match by name, since classes are not known.",
+    ),
     "tensor-without-module": _warning(
         "The file holds tensors that ktllama knows no module for.",
         "Check that the file is of the model you think; report it otherwise.",
@@ -158,16 +162,64 @@ PLACEMENT_CODES: Mapping[str, CodeInfo] = {
 #: Codes of ``ktllama.lower``: what a target cannot express.
 LOWERING_CODES: Mapping[str, CodeInfo] = {
     "kv-not-expressible": _warning(
-        "llama-server takes no CPU layers behind GPU layers, so their KV cache goes to the GPU.",
+        "A command line takes no CPU layers behind GPU layers, so their KV cache goes to the GPU.",
         "Use --target python, or put the CPU layers first.",
+    ),
+    "output-not-expressible": _warning(
+        "ik_llama.cpp offloads the output layer only with all blocks, and a tied output cannot be overridden.",
+        "Accept the CPU, or put all blocks on GPUs.",
+    ),
+    "repeated-device": _warning(
+        "The layers return to a GPU that they left, which ik_llama.cpp's list of devices cannot say.",
+        "Give neighbouring layers the same device.",
     ),
     "too-many-runs": _error(
         "The layers change device more often than llama.cpp has room for (16).",
         "Give neighbouring layers the same device.",
     ),
+    "unpinned": _note(
+        "Weights on the CPU are streamed to a GPU from memory that llama.cpp maps, not pins.",
+        "With enough free RAM for them, give --load-mode none.",
+    ),
     "too-many-overrides": _error(
         "The plan needs more override patterns than llama.cpp takes (4095).",
         "Give neighbouring layers the same device.",
+    ),
+}
+
+#: Codes of ``ktllama.importing``: what of a llama.cpp command line rules cannot say.
+IMPORT_CODES: Mapping[str, CodeInfo] = {
+    "import-auto-layers": _warning(
+        "The command leaves the number of GPU layers to llama-server, which decides by the memory that is free.",
+        "Give -ngl a number.",
+    ),
+    "import-split-by-memory": _warning(
+        "Several GPUs and no -ts: llama.cpp splits by free memory; equal shares were taken.", "Give -ts."
+    ),
+    "import-unknown-flag": _warning("A word that is no flag of this llama.cpp was left out.", "Correct its spelling."),
+    "import-ik-llama": _warning(
+        "The command has flags of ik_llama.cpp, but was read as llama.cpp reads it.",
+        "Check -ngl: ik_llama.cpp offloads the output layer last.",
+    ),
+    "import-environment": _warning("LLAMA_ARG_* variables before the command were left out.", "Write them as flags."),
+    "import-override-unused": _warning("An override finds no tensor of the model.", "Correct the pattern."),
+    "import-device-outside": _warning(
+        "An override names a device that llama.cpp does not use otherwise.", "Add the device to -dev."
+    ),
+    "import-kv-on-cpu": _warning(
+        "-nkvo: the rules put self_attn, and with it the KV cache, on the CPU and its weights elsewhere.",
+        "Use --target python, or leave -nkvo out.",
+    ),
+    "import-split-module": _warning(
+        "The command puts tensors of one module on several devices; the device with the most bytes was chosen.",
+        "Give such tensors one device, or accept the choice.",
+    ),
+    "import-not-expressible": _warning("The command places a tensor where no rule can.", "Accept what was chosen."),
+    "import-device-names": _note(
+        "The rules name devices that llama.cpp calls otherwise.", "Translate them with the --device-map shown."
+    ),
+    "import-host-buffers": _note(
+        "--no-host follows from whether weights are streamed to a GPU; rules cannot set it apart.", "Nothing."
     ),
 }
 
@@ -181,4 +233,10 @@ MODEL_CODES: Mapping[str, CodeInfo] = {
 }
 
 #: Every code that ktllama can report.
-CATALOGUE: Mapping[str, CodeInfo] = {**RULESET_CODES, **PLACEMENT_CODES, **LOWERING_CODES, **MODEL_CODES}
+CATALOGUE: Mapping[str, CodeInfo] = {
+    **RULESET_CODES,
+    **PLACEMENT_CODES,
+    **LOWERING_CODES,
+    **IMPORT_CODES,
+    **MODEL_CODES,
+}

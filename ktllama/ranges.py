@@ -50,17 +50,25 @@ def _alternatives(texts: Sequence[str]) -> list[str]:
     heads: dict[tuple[str, ...], list[str]] = {}
     for digit, tails in endings.items():
         heads.setdefault(tuple(tails), []).append(digit)
-    return [_digit_class(digits) + tail for tails, digits in heads.items() for tail in _alternatives(tails)]
+    return [
+        head + tail for tails, digits in heads.items() for head in _digit_classes(digits) for tail in _alternatives(tails)
+    ]
 
 
-def _digit_class(digits: Sequence[str]) -> str:
-    """``["3"]`` → ``3``, ``["1", "2"]`` → ``[12]``, ``["3", "4", "5"]`` → ``[3-5]``."""
-    if len(digits) == 1:
-        return digits[0]
+def _digit_classes(digits: Sequence[str]) -> list[str]:
+    """``["3"]`` → ``3``, ``["1", "2"]`` → ``[12]``, ``["3", "4", "5"]`` → ``[3-5]``.
+
+    A range stands alone in its class: ``[1-57]`` would mean 1 to 5 and 7, and be read as 1 to 57.
+    """
     runs: list[list[str]] = []
     for digit in digits:
         if runs and int(digit) == int(runs[-1][-1]) + 1:
             runs[-1].append(digit)
         else:
             runs.append([digit])
-    return "[" + "".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else "".join(run) for run in runs) + "]"
+    ranges = [run for run in runs if len(run) > 2]
+    singles = [digit for run in runs if len(run) <= 2 for digit in run]
+    classes = [f"[{run[0]}-{run[-1]}]" for run in ranges]
+    if singles:
+        classes.append(singles[0] if len(singles) == 1 else f"[{''.join(singles)}]")
+    return sorted(classes, key=lambda written: written.strip("[")[0])

@@ -6,12 +6,13 @@ import json
 
 import click
 
-from ktllama import document
+from ktllama import document, shipped_rules
 from ktllama.cli import options as shared
-from ktllama.cli.translate import fails
+from ktllama.cli.translate import fails, finding_lines
 from ktllama.diagnostics import Diagnostic, in_order
 from ktllama.errors import RulesetError, UnknownPresetError
 from ktllama.ruleset import loader
+from ktllama.ruleset.wording import printable
 from ktllama.translation import Options, analyse
 
 _GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
@@ -20,6 +21,7 @@ _GITHUB = {"error": "error", "warning": "warning", "note": "notice"}
 @click.command("lint")
 @shared.rules_argument
 @shared.model_options
+@shared.config_options
 @click.option("--target", type=click.Choice(shared.TARGETS), default="python", show_default=True)
 @click.option("--format", "form", type=click.Choice(("text", "json", "github")), default="text", show_default=True)
 @shared.placement_options
@@ -28,29 +30,33 @@ def command(
     rules: str,
     model: str | None,
     preset: str | None,
+    config: str | None,
+    quant: str | None,
     target: str,
     form: str,
     device_map: tuple[str, ...],
     default_device: str,
     budgets: tuple[str, ...],
+    load_mode: str,
     strict: bool,
 ) -> int:
     """Check RULES and print what is found, all at once. Exit status 1 if there are errors.
 
-    Without --model and --preset the model is told from the classes that the rules name; where that fails, only what
-    needs no model is checked.
+    Without --model, --preset and --config the model is told from the classes that the rules name; where that fails,
+    only what needs no model is checked.
     """
-    if model is not None and preset is not None:
-        raise click.UsageError("--model and --preset exclude each other.")
-    found = _findings(rules, model, preset, shared.make_options(target, device_map, default_device, budgets))
+    options = shared.make_options(target, device_map, default_device, budgets, load_mode)
+    found = _findings(rules, model, preset, config, shared.with_model(options, model, preset, config, quant))
     _write(found, form)
     return int(fails(found, strict=strict))
 
 
-def _findings(rules: str, model: str | None, preset: str | None, options: Options) -> tuple[Diagnostic, ...]:
-    ruleset = loader.load(rules)
+def _findings(
+    rules: str, model: str | None, preset: str | None, config: str | None, options: Options
+) -> tuple[Diagnostic, ...]:
+    ruleset = loader.load(shipped_rules.find(rules))
     try:
-        return analyse(ruleset, model, preset=preset, options=options).diagnostics
+        return analyse(ruleset, model, preset=preset, config=config, options=options).diagnostics
     except RulesetError as fault:
         return fault.diagnostics
     except UnknownPresetError as fault:
@@ -65,7 +71,7 @@ def _write(found: tuple[Diagnostic, ...], form: str) -> None:
         click.echo(json.dumps(document.diagnostics_document(found), indent=1))
         return
     for diagnostic in found:
-        click.echo(_github(diagnostic) if form == "github" else str(diagnostic))
+        click.echo(_github(diagnostic) if form == "github" else "\n".join(finding_lines(diagnostic)))
     if form == "text":
         click.echo(summary(found))
 
@@ -78,10 +84,10 @@ def summary(found: tuple[Diagnostic, ...]) -> str:
 
 def _github(found: Diagnostic) -> str:
     """A workflow command of GitHub Actions; its data escapes %, line breaks, and in properties ``:`` and ``,``."""
-    message = _escaped("\n".join([found.message, *found.excerpt]))
+    message = _escaped("\n".join(printable(line) for line in (found.message, *found.excerpt)))
     properties = [f"title={_escaped_property(found.code)}"]
     if found.position is not None:
-        file = _escaped_property(found.position.file)
+        file = _escaped_property(printable(found.position.file))
         properties = [f"file={file}", f"line={found.position.line}", f"col={found.position.column}", *properties]
     return f"::{_GITHUB[found.severity]} {','.join(properties)}::{message}"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -10,14 +13,18 @@ from typing import Any, NoReturn
 import click
 
 import ktllama
-from ktllama.errors import KtllamaError
+from ktllama.errors import KtllamaError, LlamaCppError, RulesetError
+from ktllama.ruleset.wording import printable
 
 #: Command → module that defines it and its line in ``ktllama --help``; modules are imported when they are called.
 COMMANDS = {
     "translate": ("ktllama.cli.translate", "Compile a rule file into llama.cpp settings."),
+    "explain": ("ktllama.cli.explain", "Say why every module and tensor is where it is; draw the plan."),
     "lint": ("ktllama.cli.lint", "Check a rule file; exit status 1 on errors."),
+    "import": ("ktllama.cli.import_", "Turn a llama.cpp command line into a rule file."),
     "verify": ("ktllama.cli.verify", "Prove in llama.cpp's own dry run that it does what the rules say."),
     "run": ("ktllama.cli.run", "Load a model under the rules, check its buffers, and generate."),
+    "rules": ("ktllama.cli.rules", "List the rule files that come with ktllama, or show one."),
     "devices": ("ktllama.cli.devices", "List the devices of this llama.cpp build."),
 }
 
@@ -54,8 +61,16 @@ def cli() -> None:
     """Compile ktransformers placement rules into exact llama.cpp settings, verify them, and run the model."""
 
 
+#: What a full disk, a quota, a dying device or a descriptor that is no output says to a write.
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
+
+
 def main() -> NoReturn:
     """The console script. Errors of ktllama become one message and an exit status; a closed pipe ends quietly."""
+    _take_any_character()
+    if sys.stdout is None:  # Python's word for a closed descriptor
+        _complain("standard output is closed")
+        sys.exit(2)
     try:
         status: Any = cli.main(standalone_mode=False)
         sys.stdout.flush()
@@ -63,13 +78,59 @@ def main() -> NoReturn:
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as fault:
-        fault.show()
+        with contextlib.suppress(OSError):
+            _show(fault)
         sys.exit(fault.exit_code)
     except KtllamaError as fault:
-        click.echo(f"ktllama: {fault}", err=True)
+        _complain("\n".join(_lines(fault)))
         sys.exit(fault.exit_status)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon(sys.stdout)
         sys.exit(141)
+    except OSError as fault:
+        if fault.errno not in _UNWRITABLE:
+            raise
+        _abandon(sys.stdout)
+        _complain(f"the output cannot be written: {fault.strerror}")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _show(fault: click.ClickException) -> None:
+    """As click shows it, words of the command line made printable."""
+    if isinstance(fault, click.UsageError) and fault.ctx is not None:
+        click.echo(f"{fault.ctx.get_usage()}\nTry '{fault.ctx.command_path} --help' for help.\n", err=True)
+    click.echo(f"Error: {printable(fault.format_message())}", err=True)
+
+
+def _take_any_character() -> None:
+    """An output that is not Unicode shows what it has no character for as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _lines(fault: KtllamaError) -> list[str]:
+    """What to say of a fault. A name or a path in it, whatever it holds, neither begins a line nor moves the cursor."""
+    if isinstance(fault, RulesetError):
+        from ktllama.cli.translate import finding_lines
+
+        errors = [found for found in fault.diagnostics if found.severity == "error"]
+        return [line for found in errors for line in finding_lines(found)]
+    lines = [fault.reason, *(f"  llama.cpp: {line}" for line in fault.log)] if isinstance(fault, LlamaCppError) else []
+    return [printable(line) for line in lines or [str(fault)]]
+
+
+def _complain(text: str) -> None:
+    """Tell standard error, if it takes it."""
+    try:
+        click.echo(f"ktllama: {text}", err=True)
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def _abandon(stream: Any) -> None:
+    """Let what is still to be written to ``stream`` go nowhere, so that Python does not try again at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -10,18 +12,22 @@ import click
 from ktllama import devices
 from ktllama.devices import parse_device_map
 from ktllama.errors import DeviceError
-from ktllama.lower.settings import Target
+from ktllama.lower.settings import LoadMode, Target
 from ktllama.model.kv_cache import CACHE_TYPES
+from ktllama.model.quantization import DEFAULT, MIXES
+from ktllama.model.sources import is_remote
 from ktllama.placement.resolve import DEFAULT_DEVICE
 from ktllama.translation import Options
 from ktllama.units import parse_bytes
 
 if TYPE_CHECKING:
+    from ktllama.model.http_session import Access
     from ktllama.runtime.context_options import ContextOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-TARGETS = ("python", "llama-server")
+TARGETS = ("python", "llama-server", "ik_llama.cpp")
+LOAD_MODES = ("auto", "none", "mmap", "mlock")
 CACHE_TYPE_NAMES = tuple(CACHE_TYPES)
 
 
@@ -34,9 +40,57 @@ def model_options(command: _Command) -> _Command:
     """``--model`` or ``--preset``."""
     preset = click.option("--preset", metavar="NAME", help="Assume a known model where there is no file.")
     model = click.option(
-        "-m", "--model", metavar="FILE.gguf", type=click.Path(), help="The model; of a split one, the first file."
+        "-m",
+        "--model",
+        metavar="MODEL",
+        type=click.Path(),
+        help="The model: FILE.gguf (of a split one, the first file), https://HOST/FILE.gguf or hf:OWNER/REPO[:FILE].",
     )
     return model(preset(command))
+
+
+def config_options(command: _Command) -> _Command:
+    """``--config`` and ``--quant``."""
+    quant = click.option(
+        "--quant",
+        type=click.Choice(tuple(MIXES)),
+        help=f"The quantization that --config assumes.  [default: {DEFAULT}]",
+    )
+    config = click.option(
+        "--config",
+        metavar="CONFIG",
+        type=click.Path(),
+        help="Take the sizes from a Hugging Face config.json: its path, or hf:OWNER/REPO.",
+    )
+    return config(quant(command))
+
+
+def with_model(
+    options: Options, model: str | None, preset: str | None = None, config: str | None = None, quant: str | None = None
+) -> Options:
+    """``options`` with what it takes to read the model that was chosen.
+
+    Raises:
+        UsageError: when more than one was.
+    """
+    chosen = [name for name, value in (("model", model), ("preset", preset), ("config", config)) if value is not None]
+    if len(chosen) > 1:
+        raise click.UsageError(f"--{' and --'.join(chosen)} exclude each other.")
+    if quant is not None and config is None:
+        raise click.UsageError("--quant is for --config; a file and a preset have their own quantization.")
+    remote = any(source is not None and is_remote(source) for source in (model, config))
+    return replace(options, quantization=quant or DEFAULT, access=_access() if remote else None)
+
+
+def _access() -> Access:
+    from urllib.request import getproxies
+
+    from ktllama.model.http_session import HUB, Access
+
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise click.UsageError("HF_TOKEN holds characters that are in no token.")
+    return Access(hub=os.environ.get("HF_ENDPOINT") or HUB, hub_token=token or None, proxies=getproxies())
 
 
 def placement_options(command: _Command) -> _Command:
@@ -48,6 +102,13 @@ def placement_options(command: _Command) -> _Command:
             multiple=True,
             metavar="DEVICE=SIZE",
             help="Memory of a device, such as cuda:0=24G; tensors over it are an error.",
+        ),
+        click.option(
+            "--load-mode",
+            type=click.Choice(LOAD_MODES),
+            default="auto",
+            show_default=True,
+            help="How llama.cpp loads: none reads the file into memory, which pinned buffers need.",
         ),
         click.option(
             "--default-device",
@@ -101,7 +162,9 @@ def context_of(given: Mapping[str, Any]) -> ContextOptions:
 strict_option = click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 
 
-def make_options(target: str, device_map: tuple[str, ...], default_device: str, budgets: tuple[str, ...]) -> Options:
+def make_options(
+    target: str, device_map: tuple[str, ...], default_device: str, budgets: tuple[str, ...], load_mode: str
+) -> Options:
     """The library's options.
 
     Raises:
@@ -112,6 +175,7 @@ def make_options(target: str, device_map: tuple[str, ...], default_device: str, 
         device_map=parse_device_map(device_map),
         default_device=_device("--default-device", default_device),
         budgets=dict(_budget(text) for text in budgets),
+        load_mode=cast(LoadMode, load_mode),
     )
 
 

@@ -12,6 +12,8 @@ import click
 from ktllama import devices
 from ktllama.cli import options as shared
 from ktllama.cli.translate import report
+from ktllama.model.sources import is_remote
+from ktllama.ruleset.wording import printable
 from ktllama.translation import Translation, translate
 
 if TYPE_CHECKING:
@@ -45,16 +47,21 @@ def command(
     device_map: tuple[str, ...],
     default_device: str,
     budgets: tuple[str, ...],
+    load_mode: str,
     **context: object,
 ) -> int:
     """Load a model under RULES, check its buffers against the plan, and generate.
 
     The text goes to standard output; progress, checks and tokens/s to standard error.
     """
+    if is_remote(model):
+        raise click.UsageError("run loads the weights, so the model must be a file on this machine: download it first.")
     from ktllama.runtime.generate import generate
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    translation = translate(rules, model, options=shared.make_options("python", device_map, default_device, budgets))
+    translation = translate(
+        rules, model, options=shared.make_options("python", device_map, default_device, budgets, load_mode)
+    )
     report(translation.diagnostics)
     loaded = _load(translation, model, shared.context_of(context), stand_ins=stand_ins)
     try:
@@ -123,7 +130,7 @@ def _check(translation: Translation, loaded: LoadedModel) -> BufferCheck:
             state = f"planned {format_bytes(planned)}"
         click.echo(f"{device}: {format_bytes(found)} of weights, {state}", err=True)
     for mismatch in checked.mismatches:
-        click.echo(f"not as planned: {mismatch}", err=True)
+        click.echo(f"not as planned: {printable(str(mismatch))}", err=True)
     return checked
 
 

@@ -6,18 +6,19 @@ from collections import Counter, defaultdict
 from typing import TextIO
 
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ktllama import devices
+from ktllama.cli.translate import finding_lines
 from ktllama.diagnostics import Diagnostic
 from ktllama.layers import layer_ranges
-from ktllama.lower import emit
+from ktllama.lower import emit, ik_llama
 from ktllama.model.kv_cache import kv_bytes_per_token
 from ktllama.placement.ir import TensorPlacement
 from ktllama.ruleset.rules import Rule
+from ktllama.ruleset.wording import printable, shown
 from ktllama.translation import Translation
 from ktllama.units import format_bytes
 
@@ -30,39 +31,60 @@ def print_translation(translation: Translation, model_path: str, stream: TextIO)
     """Write everything about ``translation`` to ``stream``; colours only on a terminal."""
     console = make_console(stream)
     model = translation.model
-    console.print(
-        f"[bold]{escape(model.name)}[/]  {model.architecture}, {model.n_layers} layers, "
-        f"{len(model.tensors)} tensors, {format_bytes(model.n_bytes)}"
+    print_title(
+        console,
+        model.name,
+        f"{model.architecture}, {model.n_layers} layers, {len(model.tensors)} tensors, {format_bytes(model.n_bytes)}",
     )
     if not translation.has_errors:
-        console.print("\n[bold]Settings[/]")
+        print_heading(console, "Settings")
         print_lines(console, _settings(translation, model_path))
         _section(console, "Devices", _devices(translation))
         _section(console, "Rules", _rules(translation))
     if translation.diagnostics:
-        console.print("\n[bold]Findings[/]")
+        print_heading(console, "Findings")
         print_findings(console, translation.diagnostics)
 
 
 def make_console(stream: TextIO) -> Console:
-    """A console that neither cuts nor wraps what people paste; without a terminal it has no colours."""
-    return Console(file=stream, highlight=False, width=None if stream.isatty() else _PIPE_WIDTH)
+    """A console that neither cuts nor wraps what people paste; without a terminal it has no colours.
+
+    It knows no markup and no emoji: what it prints is full of brackets and colons that are not ours.
+    """
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return _Console(file=stream, highlight=False, markup=False, emoji=False, width=width)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to the command, which ends as other programs do; Console would exit with status 1."""
+        raise BrokenPipeError
+
+
+def print_title(console: Console, name: str, about: str) -> None:
+    """A name that the model or its file chose, and what is said about it."""
+    console.print(Text.assemble((printable(name), "bold"), f"  {about}"), soft_wrap=True)
+
+
+def print_heading(console: Console, title: str) -> None:
+    """A heading with an empty line above."""
+    console.print(Text(f"\n{title}", style="bold"))
 
 
 def print_findings(console: Console, diagnostics: tuple[Diagnostic, ...]) -> None:
     """Findings, coloured by severity, each on a line of its own."""
     for found in diagnostics:
-        print_lines(console, str(found), style=_STYLE[found.severity])
+        print_lines(console, "\n".join(finding_lines(found)), style=_STYLE[found.severity])
 
 
 def print_lines(console: Console, text: str, style: str = "") -> None:
     """Print ``text`` indented by two, never cut, wrapped or padded."""
-    for line in text.splitlines():
-        console.print(Text(f"  {line}", style=style), soft_wrap=True)
+    for line in text.split("\n"):
+        console.print(Text(f"  {printable(line)}", style=style), soft_wrap=True)
 
 
 def _section(console: Console, title: str, table: Table) -> None:
-    console.print(f"\n[bold]{title}[/]")
+    print_heading(console, title)
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
@@ -77,6 +99,8 @@ def plain_table(*headers: str, right: tuple[int, ...] = ()) -> Table:
 def _settings(translation: Translation, model_path: str) -> str:
     if translation.options.target == "llama-server":
         return _broken_lines(emit.to_argv(translation.settings, model_path))
+    if translation.options.target == "ik_llama.cpp":
+        return _broken_lines(ik_llama.to_argv(translation.settings, translation.placement, model_path))
     settings = translation.settings
     lines = [
         f"n_gpu_layers = {settings.n_gpu_layers}",
@@ -91,15 +115,13 @@ def _settings(translation: Translation, model_path: str) -> str:
 
 def _broken_lines(words: list[str]) -> str:
     """A command over several lines, one option a line."""
-    import shlex
-
     lines: list[list[str]] = [words[:1]]
     for word in words[1:]:
         if word.startswith("--"):
             lines.append([word])
         else:
             lines[-1].append(word)
-    return " \\\n  ".join(shlex.join(line) for line in lines)
+    return " \\\n  ".join(" ".join(emit.shell_word(word) for word in line) for line in lines)
 
 
 def _devices(translation: Translation) -> Table:
@@ -147,9 +169,10 @@ def _match(rule: Rule) -> str:
     if rule.name == "":
         parts.append("(every name)")
     elif rule.name is not None:
-        parts.append(rule.name if len(rule.name) <= 56 else f"{rule.name[:55]}…")
+        name = printable(rule.name[:57])
+        parts.append(name if len(name) <= 56 else f"{name[:55]}…")
     if rule.class_path is not None:
-        parts.append(rule.class_path.rpartition(".")[2])
+        parts.append(shown(rule.class_path.rpartition(".")[2], 56))
     return "  ".join(parts)
 
 

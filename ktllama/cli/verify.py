@@ -15,6 +15,7 @@ import click
 from ktllama.cli import options as shared
 from ktllama.cli.translate import report
 from ktllama.errors import ModelFileError
+from ktllama.model.sources import is_remote
 from ktllama.translation import Translation, translate
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 @click.command("verify")
 @shared.rules_argument
 @shared.model_options
+@shared.config_options
 @shared.placement_options
 @shared.context_options
 @click.option("--no-stand-ins", is_flag=True, help="Fail where this build lacks a device, instead of standing in.")
@@ -35,9 +37,12 @@ def command(
     rules: str,
     model: str | None,
     preset: str | None,
+    config: str | None,
+    quant: str | None,
     device_map: tuple[str, ...],
     default_device: str,
     budgets: tuple[str, ...],
+    load_mode: str,
     no_stand_ins: bool,
     form: str,
     **context: object,
@@ -45,13 +50,12 @@ def command(
     """Prove that llama.cpp does what RULES say, in its own dry run: no weights are read.
 
     Every layer, every layer's KV cache and every tensor is compared with the plan. Devices that this machine lacks are
-    stood in for by the CPU behind llama.cpp's RPC backend. A sparse or header-only model file is enough; with --preset
-    such a file is made for the occasion. Exit status 0 only if all is as planned.
+    stood in for by the CPU behind llama.cpp's RPC backend. A sparse or header-only model file is enough; with --preset,
+    --config or a remote model such a file is made for the occasion. Exit status 0 only if all is as planned.
     """
-    if model is not None and preset is not None:
-        raise click.UsageError("--model and --preset exclude each other.")
-    chosen = shared.make_options("python", device_map, default_device, budgets)
-    translation = translate(rules, model, preset=preset, options=chosen)
+    chosen = shared.make_options("python", device_map, default_device, budgets, load_mode)
+    chosen = shared.with_model(chosen, model, preset, config, quant)
+    translation = translate(rules, model, preset=preset, config=config, options=chosen)
     if form == "text":
         report(translation.diagnostics)
     verification = _verify(translation, model, shared.context_of(context), stand_ins=not no_stand_ins)
@@ -78,13 +82,13 @@ def _verify(translation: Translation, model: str | None, context: ContextOptions
 
 @contextmanager
 def _model_file(translation: Translation, model: str | None) -> Iterator[str]:
-    """The model's path; for a preset, a sparse file that lives as long as the block."""
-    if model is not None:
+    """The model's path; for a preset and a remote model, a sparse file that lives as long as the block."""
+    if model is not None and not is_remote(model):
         yield model
         return
     from ktllama.model import sparse
 
-    n_vocab = translation.model.integer("vocab_size")
+    n_vocab = translation.model.integer("vocab_size") if model is None else None
     with tempfile.TemporaryDirectory(prefix="ktllama-") as folder:
         path = Path(folder) / "model.gguf"
         try:
@@ -124,10 +128,10 @@ _SHOWN_MISMATCHES = 20
 
 
 def _print(translation: Translation, verification: Verification) -> None:
-    from ktllama.cli.text import make_console, print_lines
+    from ktllama.cli.text import make_console, print_lines, print_title
 
     console = make_console(sys.stdout)
-    console.print(f"[bold]{translation.model.name}[/]  {len(translation.model.tensors)} tensors", markup=True)
+    print_title(console, translation.model.name, f"{len(translation.model.tensors)} tensors")
     console.print(_tally_table(verification))
     console.print()
     console.print(_memory_table(verification))
@@ -139,7 +143,7 @@ def _print(translation: Translation, verification: Verification) -> None:
     if len(verification.mismatches) > _SHOWN_MISMATCHES:
         print_lines(console, f"… and {len(verification.mismatches) - _SHOWN_MISMATCHES} more", style="bold red")
     verdict = "as planned: 100%" if verification.ok else f"NOT as planned: {len(verification.mismatches)} mismatches"
-    console.print(f"\n[bold {'green' if verification.ok else 'red'}]{verdict}[/]")
+    console.print(f"\n{verdict}", style=f"bold {'green' if verification.ok else 'red'}")
 
 
 def _tally_table(verification: Verification) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
@@ -71,12 +72,16 @@ class Llama:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorShare:
-    """A tensor as part of an explanation; ``device`` is a rule device."""
+    """A tensor as part of an explanation.
+
+    ``device`` is a rule device; ``prefill_device`` the GPU to which the tensor is streamed for long prompts, if any.
+    """
 
     name: str
     type: str
     n_bytes: int
     device: str
+    prefill_device: str | None
     llama: Llama
 
 
@@ -91,12 +96,29 @@ class CacheShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """Why something has its device.
+
+    ``rule`` is the index of the rule that won; ``also`` are the indexes of the others that match. ``cut_by`` names the
+    module above whose rule says ``recursive: false``; ``followed`` the module that an unowned tensor follows.
+    ``said`` is the device that was decided for the module.
+    """
+
+    reason: Reason
+    rule: int | None = None
+    also: tuple[int, ...] = ()
+    cut_by: str | None = None
+    followed: str | None = None
+    said: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """Why one module or tensor is where it is.
 
-    ``rule`` is the index of the rule that won; ``also`` are the indexes of the others that match. ``cut_by`` names the
-    module above whose rule says ``recursive: false``. ``tensors`` are a module's own (a list of experts owns those of
-    its experts) or the tensor itself; ``below`` the bytes by device of all tensors of a module and what is inside it.
+    ``tensors`` are a module's own (a list of experts owns those of its experts) or the tensor itself; ``below`` the
+    bytes by device of all tensors of a module and what is inside it. ``tied_output`` marks an output layer that uses a
+    copy of the embedding.
     """
 
     name: str
@@ -104,12 +126,8 @@ class Explanation:
     module: str | None
     class_path: str | None
     n_experts: int
-    rule: int | None
-    also: tuple[int, ...]
-    cut_by: str | None
     device: str
-    reason: Reason
-    said: str | None
+    why: Why
     tensors: tuple[TensorShare, ...]
     below: Mapping[str, int]
     kv: CacheShare | None = None
@@ -177,7 +195,6 @@ class Explainer:
         module, decision = self.tree.modules[index], self.resolution.decisions[index]
         own = sorted(self.inside[index]) if module.n_experts else list(module.tensors)
         first = self.placement.tensors[own[0]] if own else None
-        device = first.device if first else decision.generate_device
         tied = name == "lm_head" and not own and self.placement.ties_output
         return Explanation(
             name=name,
@@ -189,23 +206,13 @@ class Explainer:
             below=self._by_device(self.inside[index]),
             kv=self._kv(index),
             tied_output=tied,
-            device=device,
-            **self._why(index, decision, device, first),
+            device=first.device if first else decision.generate_device,
+            why=self.why(first) if first and index in self.resolution.experts else self._why(index, decision, first),
         )
 
     def tensor(self, name: str) -> Explanation:
         """Explain the tensor called ``name``."""
         placed = self.placement.tensors[name]
-        owners = self.tree.owners.get(name, ())
-        index = owners[0] if owners else self._followed(name)
-        decision = self.resolution.decisions[index] if index is not None else None
-        why = (
-            self._why(index, decision, placed.device, placed)
-            if index is not None and decision is not None
-            else {"rule": None, "also": (), "cut_by": None, "reason": "no-module", "said": None}
-        )
-        if not owners and index is not None:
-            why["reason"] = "follows-attention"
         return Explanation(
             name=name,
             what="tensor",
@@ -215,24 +222,43 @@ class Explainer:
             tensors=(self.share(placed),),
             below={placed.device: placed.n_bytes},
             device=placed.device,
-            **why,
+            why=self.why(placed),
         )
+
+    def why(self, tensor: TensorPlacement) -> Why:
+        """Why a tensor has its device."""
+        owner = self._decided_by(tensor)
+        if owner is not None:
+            return self._why(owner, self.resolution.decisions[owner], tensor)
+        index = self._followed(tensor.name)
+        if index is None:
+            return Why(reason="no-module")
+        why = self._why(index, self.resolution.decisions[index], None)
+        return dataclasses.replace(why, reason="follows-attention", followed=self.tree.modules[index].name)
+
+    def _decided_by(self, tensor: TensorPlacement) -> int | None:
+        """The module whose rule placed a tensor: its owner, or for all experts of a layer their list if taken whole."""
+        owners = self.tree.owners.get(tensor.name, ())
+        if not owners or tensor.module is None:
+            return None
+        module = self.index_of[tensor.module]
+        return owners[0] if module in self.resolution.experts else module
 
     def _followed(self, name: str) -> int | None:
         layer = 0 if name in PER_LAYER_TENSORS else layer_of(name)
         return None if layer is None else self.tree.attention.get(layer)
 
-    def _why(self, index: int, decision: Decision, device: str, tensor: TensorPlacement | None) -> dict[str, object]:
+    def _why(self, index: int, decision: Decision, tensor: TensorPlacement | None) -> Why:
         won = decision.rule.index if decision.rule else None
-        return {
-            "rule": won,
-            "also": tuple(sorted(rule for rule in self.matching.get(index, ()) if rule != won)),
-            "cut_by": self.tree.modules[decision.cut_by].name if decision.cut_by >= 0 else None,
-            "reason": self._reason(index, decision, device, tensor),
-            "said": decision.generate_device,
-        }
+        return Why(
+            reason=self._reason(index, decision, tensor),
+            rule=won,
+            also=tuple(sorted(rule for rule in self.matching.get(index, ()) if rule != won)),
+            cut_by=self.tree.modules[decision.cut_by].name if decision.cut_by >= 0 else None,
+            said=decision.generate_device,
+        )
 
-    def _reason(self, index: int, decision: Decision, device: str, tensor: TensorPlacement | None) -> Reason:
+    def _reason(self, index: int, decision: Decision, tensor: TensorPlacement | None) -> Reason:
         if tensor and tensor.name == _EMBEDDING and decision.generate_device != devices.CPU:
             return "embedding"
         if tensor and self._split(index):
@@ -254,6 +280,7 @@ class Explainer:
             type=self.types[tensor.name],
             n_bytes=tensor.n_bytes,
             device=tensor.device,
+            prefill_device=tensor.prefill_device,
             llama=self.llama(tensor),
         )
 

@@ -20,40 +20,25 @@ class Row:
     pattern: re.Pattern[str] | None = None
 
 
-#: In the order of a forward pass; the first whose pattern is found takes the module.
 _KV_CACHE = Row("kv", "KV cache")
 _OTHER = Row("other", "Other")
+
+#: In the order of a forward pass, what every token passes before what only some do. The first whose pattern is found
+#: takes a module.
 ROWS = (
-    Row("embedding", "Embedding", re.compile(r"(?:^|\.)embed_tokens$|^wte$")),
+    Row("embedding", "Embedding", re.compile(r"(?:^|\.)embed_tokens$")),
     Row("mtp", "MTP input", re.compile(r"^(?:enorm|hnorm|eh_proj|shared_head)(?:\.|$)")),
-    Row("attention-norm", "Attention norm", re.compile(r"^(?:input_layernorm|attention_norm|ln_1)$")),
-    Row("attention", "Attention", re.compile(r"^(?:self_attn|attention|linear_attn|attn)(?:\.|$)")),
+    Row("attention-norm", "Attention norm", re.compile(r"^input_layernorm$")),
+    Row("attention", "Attention", re.compile(r"^(?:self_attn|linear_attn)(?:\.|$)")),
     _KV_CACHE,
-    Row("ffn-norm", "FFN norm", re.compile(r"^(?:post_attention_layernorm|pre_feedforward_layernorm|ffn_norm|ln_2)$")),
-    Row("shared-experts", "Shared experts", re.compile(r"(?:^|\.)shared_expert(?:s|_gate)?(?:\.|$)")),
-    Row("routed-experts", "Routed experts", re.compile(r"(?:^|\.)experts(?:\.|$)")),
-    Row("router", "Router", re.compile(r"^(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router)(?:\.|$)")),
-    Row("dense-ffn", "Dense FFN", re.compile(r"^(?:mlp|feed_forward)(?:\.|$)")),
-    Row("norm", "Final norm", re.compile(r"^model\.(?:norm|embedding_norm)$")),
+    Row("ffn-norm", "FFN norm", re.compile(r"^(?:post_attention_layernorm|pre_feedforward_layernorm)$")),
+    Row("router", "Router", re.compile(r"^(?:mlp|block_sparse_moe|feed_forward)\.(?:gate|router|moe_statics)(?:\.|$)")),
+    Row("shared-experts", "Shared experts", re.compile(r"\.shared_expert(?:s|_gate)?(?:\.|$)")),
+    Row("routed-experts", "Routed experts", re.compile(r"\.experts(?:\.|$)")),
+    Row("dense-ffn", "Dense FFN", re.compile(r"^(?:mlp|block_sparse_moe|feed_forward)(?:\.|$)")),
+    Row("norm", "Final norm", re.compile(r"^model\.norm$")),
     Row("output", "Output", re.compile(r"^lm_head$")),
     _OTHER,
-)
-
-#: The rows as they are drawn: what every token passes comes before what only some do.
-DRAWN = (
-    "embedding",
-    "mtp",
-    "attention-norm",
-    "attention",
-    "kv",
-    "ffn-norm",
-    "router",
-    "shared-experts",
-    "routed-experts",
-    "dense-ffn",
-    "norm",
-    "output",
-    "other",
 )
 
 
@@ -74,8 +59,3 @@ def row_of(module: str | None) -> str:
         return _OTHER.key
     below = _LAYER.sub("", module).removeprefix(".") if _LAYER.match(module) else module
     return next((row.key for row in ROWS if row.pattern and row.pattern.search(below)), _OTHER.key)
-
-
-def label_of(key: str) -> str:
-    """What a row is called."""
-    return next(row.label for row in ROWS if row.key == key)

@@ -2,8 +2,8 @@
 
 With L blocks, llama.cpp gives layers ``L + 1 - n_gpu_layers`` and up to its list of devices, split by
 ``tensor_split``; the output layer is layer L; everything before is on the CPU (src/llama-model.cpp,
-``load_tensors``). A layer's KV cache is on its base device, whatever the overrides say. So the base assignment
-follows the planned KV caches, and tensors that belong elsewhere are overridden.
+``load_tensors``). A layer's KV cache, or its recurrent state, is on its base device, whatever the overrides say. So
+the base assignment follows them, and tensors that belong elsewhere are overridden.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def for_command_line(placement: Placement) -> Base:
     for device in wanted.layers:
         before = layers[-1] if layers else devices.CPU
         layers.append(before if device == devices.CPU else device)
-    misplaced = {layer: device for layer, device in placement.kv.items() if layers[layer] != device}
+    misplaced = {layer: device for layer, device in placement.layers.items() if layers[layer] != device}
     return Base(layers=tuple(layers), runs=_runs(layers), misplaced=misplaced)
 
 
 def _candidates(placement: Placement) -> list[Base]:
-    """Every way to fill in the layers that have no KV cache: MTP blocks, and the output layer."""
-    trunk = [placement.kv.get(layer, devices.CPU) for layer in range(len(placement.kv))]
+    """Every way to fill in the layers without a KV cache or a state: MTP blocks, and the output layer."""
+    trunk = list(placement.layers.values())
     n_free = placement.model.n_layers - len(trunk)
     wanted_output = placement.output_device or devices.CPU
     outputs = {wanted_output} if placement.ties_output else {wanted_output, trunk[-1] if trunk else wanted_output}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 
@@ -61,7 +62,17 @@ def to_argv(settings: LlamaSettings, model_path: str) -> list[str]:
 
 def to_command_line(settings: LlamaSettings, model_path: str) -> str:
     """One line for a POSIX shell."""
-    return shlex.join(to_argv(settings, model_path))
+    return " ".join(shell_word(word) for word in to_argv(settings, model_path))
+
+
+def shell_word(word: str) -> str:
+    """``word`` quoted for a shell; one that a terminal must not see in ``$'...'`` (POSIX 2024), byte by byte."""
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = "".join(
+        chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\{byte:03o}" for byte in os.fsencode(word)
+    )
+    return f"$'{plain}'"
 
 
 def to_ini(settings: LlamaSettings, model_path: str, section: str) -> str:
@@ -72,6 +83,11 @@ def to_ini(settings: LlamaSettings, model_path: str, section: str) -> str:
     """
     if any(character in model_path for character in _INI_SPECIAL):
         raise EmitError(f"{model_path!r}: a llama-server preset file cannot hold a path with ';', '#' or a line break")
+    if not model_path.isprintable() or model_path != model_path.strip():
+        raise EmitError(
+            f"{model_path!r}: a llama-server preset file cannot hold a path with unprintable characters, or with spaces "
+            "at an end; rename the file"
+        )
     name = "".join(character if character.isalnum() or character in "._-" else "-" for character in section)
     pairs = [("model", model_path), *server_options(settings)]
     return "\n".join(["version = 1", "", f"[{name or 'model'}]", *(f"{key} = {value}" for key, value in pairs), ""])
@@ -96,8 +112,9 @@ def to_python(settings: LlamaSettings, model_path: str) -> str:
             f"    op_offload={settings.op_offload},",
             f"    no_host={settings.no_host},",
             ")",
-            "with ktllama.applied(settings):",
-            f"    llm = llama_cpp.Llama({_quoted(model_path)}, **settings.llama_kwargs())",
+            f"model_path = {_quoted(model_path)}",
+            "with ktllama.applied(settings, model_path):",
+            "    llm = llama_cpp.Llama(model_path)",
             "",
         ]
     )

@@ -10,9 +10,10 @@ from ktllama import devices
 from ktllama.devices import DeviceMap
 from ktllama.diagnostics import Diagnostic
 from ktllama.layers import layer_ranges
+from ktllama.lower import ik_llama
 from ktllama.lower.base import Base, exact, for_command_line
 from ktllama.lower.patterns import patterns_for, prove
-from ktllama.lower.settings import LlamaSettings, Target, TensorOverride
+from ktllama.lower.settings import LlamaSettings, LoadMode, Target, TensorOverride
 from ktllama.model.kv_cache import kv_bytes_per_token
 from ktllama.model.modules import block_of
 from ktllama.placement.ir import Placement
@@ -36,13 +37,20 @@ class Lowering:
     diagnostics: tuple[Diagnostic, ...]
 
 
-def lower(placement: Placement, device_map: DeviceMap | None = None, target: Target = "python") -> Lowering:
+def lower(
+    placement: Placement,
+    device_map: DeviceMap | None = None,
+    target: Target = "python",
+    load_mode: LoadMode = "auto",
+) -> Lowering:
     """The settings that make llama.cpp do what ``placement`` says.
 
-    For ``python`` they are exact. For ``llama-server`` a KV cache may end up beside its layer's neighbours; then
-    ``diagnostics`` says which and how large.
+    For ``python`` they are exact. For ``llama-server`` and ``ik_llama.cpp`` a KV cache may end up beside its layer's
+    neighbours; then ``diagnostics`` says which and how large.
     """
     device_map = device_map or DeviceMap()
+    if target == "ik_llama.cpp":
+        return _for_ik_llama(placement, device_map, load_mode)
     base = exact(placement) if target == "python" else for_command_line(placement)
     found: list[Diagnostic] = []
     too_many = target == "python" and len(_device_list(placement, base)) > MAX_DEVICES
@@ -63,8 +71,33 @@ def lower(placement: Placement, device_map: DeviceMap | None = None, target: Tar
         tensor_overrides=overrides,
         op_offload=streams,
         no_host=not streams,
+        load_mode=load_mode,
     )
+    found += _unpinned(placement, load_mode)
     return Lowering(target=target, settings=settings, base=base, diagnostics=tuple(found))
+
+
+def _unpinned(placement: Placement, load_mode: LoadMode) -> list[Diagnostic]:
+    """llama.cpp pins weights for streaming only where it reads the file rather than maps it."""
+    if not placement.stream_experts or load_mode == "none":
+        return []
+    n_bytes = sum(tensor.n_bytes for tensor in placement.tensors.values() if tensor.prefill_device is not None)
+    return [
+        Diagnostic(
+            code="unpinned",
+            severity="note",
+            message=f"{format_bytes(n_bytes)} on the CPU are streamed to a GPU for long prompts, from mapped memory; with "
+            "that much free RAM, --load-mode none pins them, which makes prefill faster",
+        )
+    ]
+
+
+def _for_ik_llama(placement: Placement, device_map: DeviceMap, load_mode: LoadMode) -> Lowering:
+    planned = ik_llama.plan(placement, device_map, load_mode)
+    found = [*planned.diagnostics, *_misplaced_kv(placement, planned.base, too_many=False, program="ik_llama.cpp")]
+    if len(planned.settings.tensor_overrides) > MAX_OVERRIDES:
+        found.append(_too_many_overrides(len(planned.settings.tensor_overrides)))
+    return Lowering(target="ik_llama.cpp", settings=planned.settings, base=planned.base, diagnostics=tuple(found))
 
 
 def _device_list(placement: Placement, base: Base) -> tuple[tuple[str, int], ...]:
@@ -116,11 +149,11 @@ def _overridden_devices(placement: Placement, base: Base) -> Mapping[str, str | 
     return wanted
 
 
-def _misplaced_kv(placement: Placement, base: Base, *, too_many: bool) -> list[Diagnostic]:
+def _misplaced_kv(placement: Placement, base: Base, *, too_many: bool, program: str = "llama-server") -> list[Diagnostic]:
     why, remedy = (
         (f"the layers change device more than {MAX_DEVICES} times", "give neighbouring layers the same device")
         if too_many
-        else ("llama-server takes no CPU layers behind GPU layers", "--target python puts it in its place")
+        else (f"{program} takes no CPU layers behind GPU layers", "--target python puts it in its place")
     )
     found = []
     for device in sorted(set(base.misplaced.values()), key=devices.order):

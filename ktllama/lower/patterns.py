@@ -41,9 +41,10 @@ def patterns_for(chosen: frozenset[str], all_names: Iterable[str]) -> tuple[str,
             groups[here].add(suffix)
     for here, suffixes in sorted(groups.items(), key=lambda item: (min(item[0]), sorted(item[1]))):
         every = all(here == layers_with[suffix] for suffix in suffixes)
-        patterns.append(f"^blk\\.{'[0-9]+' if every else numbers_pattern(here)}\\.{_suffixes(suffixes)}$")
+        layer = "[0-9]+" if every else numbers_pattern(here)
+        patterns.append(f"^blk\\.{layer}\\.{_suffixes(suffixes, frozenset(layers_with) - suffixes)}$")
     if outside:
-        patterns.append(f"^{_alternatives(re.escape(name) for name in outside)}$")
+        patterns.append(f"^{_alternatives(_literal(name) for name in outside)}$")
     return tuple(patterns)
 
 
@@ -51,29 +52,38 @@ def _whole_layers(layers: set[int], all_layers: set[int]) -> str:
     return f"^blk\\.{'[0-9]+' if layers == all_layers else numbers_pattern(layers)}\\."
 
 
-def _suffixes(suffixes: Iterable[str]) -> str:
-    """``ffn_gate_exps.weight``, ``ffn_up_exps.weight`` → ``ffn_(gate|up)_exps\\.weight``."""
+def _suffixes(suffixes: Iterable[str], others: frozenset[str]) -> str:
+    """``ffn_gate_exps.weight``, ``ffn_up_exps.weight`` → ``ffn_(gate|up)_exps\\.weight``; none of ``others`` fits."""
     by_parameter: dict[str, list[str]] = defaultdict(list)
     for suffix in sorted(suffixes):
-        stem, _, parameter = suffix.rpartition(".")
-        by_parameter[parameter].append(stem)
-    return _alternatives(f"{_stems(stems)}\\.{re.escape(parameter)}" for parameter, stems in by_parameter.items())
+        stem, dot, parameter = suffix.rpartition(".")
+        by_parameter[dot + parameter].append(stem)
+    return _alternatives(
+        f"{_stems(stems, fused=f'ffn_gate_up_exps{parameter}' not in others)}{_literal(parameter)}"
+        if stems != [""]
+        else _literal(parameter)
+        for parameter, stems in by_parameter.items()
+    )
 
 
-def _stems(stems: list[str]) -> str:
-    parts: dict[str, list[str]] = defaultdict(list)
+def _stems(stems: list[str], *, fused: bool) -> str:
+    matrices: dict[str, set[str]] = defaultdict(set)
+    written = []
     for stem in stems:
         found = re.fullmatch(r"ffn_(gate|up|down|gate_up)(_exps|_shexp|)", stem)
-        parts[f"ffn_{{}}{found.group(2)}" if found else stem].append(found.group(1) if found else "")
-    written = []
-    for frame, names in parts.items():
-        if "{}" not in frame:
-            written.append(re.escape(frame))
-            continue
-        if frame == "ffn_{}_exps" and {"gate", "up", "down"} <= set(names):
-            names = [*names, "gate_up"]
-        written.append(frame.format(_alternatives(sorted(set(names), key=_PARTS.index))))
+        if found:
+            matrices[found.group(2)].add(found.group(1))
+        else:
+            written.append(_literal(stem))
+    for kind, names in matrices.items():
+        more = {"gate_up"} if fused and kind == "_exps" and {"gate", "up", "down"} <= names else set()
+        written.append(f"ffn_{_alternatives(sorted(names | more, key=_PARTS.index))}{kind}")
     return _alternatives(written)
+
+
+def _literal(name: str) -> str:
+    """A pattern for ``name`` itself; ``,`` and ``=`` as both grammars write them by number."""
+    return re.escape(name).replace(",", r"\x2c").replace("=", r"\x3d")
 
 
 def _alternatives(options: Iterable[str]) -> str:

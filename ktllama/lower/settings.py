@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Target = Literal["python", "llama-server"]
+Target = Literal["python", "llama-server", "ik_llama.cpp"]
+LoadMode = Literal["auto", "none", "mmap", "mlock"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,8 @@ class LlamaSettings:
     (only the runtime can pass that); an empty tuple means no device but the CPU at all.
     ``tensor_split`` holds the number of layers of each run, the output layer counted as a layer.
     ``op_offload``: large batches run host-resident operations on a GPU. ``no_host``: host weights are put in
-    repacked CPU buffers instead of pinned ones.
+    repacked CPU buffers instead of pinned ones. ``load_mode`` none reads the file into memory, which pinned buffers
+    need; ``auto`` is llama.cpp's choice, mostly mmap.
     """
 
     n_gpu_layers: int
@@ -33,7 +35,7 @@ class LlamaSettings:
     tensor_overrides: tuple[TensorOverride, ...] = ()
     op_offload: bool = False
     no_host: bool = True
-    load_mode: Literal["auto", "none", "mmap", "mlock"] = "auto"
+    load_mode: LoadMode = "auto"
 
     def llama_kwargs(self) -> dict[str, object]:
         """Keyword arguments for ``llama_cpp.Llama`` that go with :func:`ktllama.applied`."""

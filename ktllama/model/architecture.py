@@ -16,6 +16,7 @@ from ktllama.model.model_file import ModelFile
 LINEAR = "torch.nn.modules.linear.Linear"
 EMBEDDING = "torch.nn.modules.sparse.Embedding"
 MODULE_LIST = "torch.nn.modules.container.ModuleList"
+CONV1D = "torch.nn.modules.conv.Conv1d"
 SILU = "torch.nn.modules.activation.SiLU"
 MODULE = "torch.nn.modules.module.Module"
 
@@ -44,7 +45,8 @@ class Variant:
 
     ``classes`` gives the class of an ``@Name`` that is not ``<modelling>.<prefix>Name``, or one to use for another;
     ``bases`` gives the base classes of an ``@Name`` (``torch.nn.Module`` goes without saying); ``extra`` are modules
-    that only this variant has, put before ``lm_head``; ``drop`` names children of the tree that it lacks.
+    that only this variant has, put before ``lm_head``; ``drop`` names children of the tree that it lacks. ``operators``
+    is a package of ktransformers' operators that are used on this variant only.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Variant:
     bases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extra: tuple[Node, ...] = ()
     drop: frozenset[str] = frozenset()
+    operators: str | None = None
 
     def class_path(self, cls: str) -> str:
         """The dotted path of a node's class."""
@@ -66,22 +69,38 @@ class Variant:
         return (*(self.class_path(base) for base in self.bases.get(cls, ())), MODULE)
 
 
+def _always(_model: ModelFile) -> bool:
+    return True
+
+
+def _none(_model: ModelFile) -> frozenset[int]:
+    return frozenset()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
     """A GGUF architecture: its module tree and the variants of its classes.
 
     ``variants`` picks, for a model's metadata, the variants that fit it, the default one first. ``layer`` is the
-    tree of one block, ``mtp`` what a multi-token-prediction block has besides. ``backbone`` and ``head`` are the
-    modules around the blocks: those inside ``model`` before and after ``layers``, and those beside ``model``.
+    tree of one block, ``mtp`` what a multi-token-prediction block has besides. ``before_layers`` and ``after_layers``
+    are the modules inside ``model`` around ``layers``, ``head`` those beside ``model``.
+
+    ``families`` says which models a modelling file builds (``modeling_mixtral``: ``Mixtral``). ``fits`` tells apart
+    architectures that share a GGUF name. ``recurrent`` gives the blocks that keep a recurrent state in place of a KV
+    cache. ``generic`` marks a tree whose names were taken from a table and whose classes are unknown.
     """
 
     gguf_name: str
+    families: Mapping[str, str]
     layer: tuple[Node, ...]
     before_layers: tuple[Node, ...]
     after_layers: tuple[Node, ...]
     head: tuple[Node, ...]
     variants: Callable[[ModelFile], tuple[Variant, ...]]
     mtp: tuple[Node, ...] = ()
+    fits: Callable[[ModelFile], bool] = _always
+    recurrent: Callable[[ModelFile], frozenset[int]] = _none
+    generic: bool = False
 
 
 #: Base classes that every ``@ForCausalLM`` and ``@Model`` has.

@@ -16,7 +16,7 @@ U64 = Struct("<Q")
 
 
 class Cursor:
-    """A position in the bytes of a header. Every read is checked against the file's size, where known, before it is made.
+    """A position in the bytes of a header. Every read is checked before it is made, if the file's size is known.
 
     ``path`` names the file in messages; ``file_bytes`` is its length, or None.
     """

@@ -70,9 +70,9 @@ def parse(path: str, source: ByteSource, file_index: int, *, header_only: bool) 
 
 
 def _check_magic(cursor: Cursor) -> None:
+    begins = cursor.peek(7)
     if cursor.file_bytes == 0:
         raise ModelFileError(cursor.path, "is empty; expected a GGUF file")
-    begins = cursor.peek(7)
     if begins == b"version":
         raise ModelFileError(
             cursor.path, "is a Git LFS pointer, not the model; run 'git lfs pull' or download the file itself"

@@ -8,8 +8,11 @@ from pathlib import PurePath
 from ktllama.errors import UnknownPresetError
 from ktllama.model import presets
 from ktllama.model.modules import class_paths
-from ktllama.placement.searching import RunawayPatternError, search_all
+from ktllama.placement.searching import RunawayPatternError, Searcher, compiled
 from ktllama.ruleset.rules import Ruleset
+
+#: Classes that say nothing about the model.
+_EVERYWHERE = ("torch.", "transformers.modeling_", "transformers.activations.")
 
 
 def guess_preset(ruleset: Ruleset) -> str:
@@ -31,17 +34,20 @@ def guess_preset(ruleset: Ruleset) -> str:
             f"they are for; give --model FILE.gguf or --preset NAME (known presets: {known})"
         )
     candidates = [name for name, score in scores.items() if score == best]
-    return max(candidates, key=lambda name: (_named_by_file(name, ruleset.file), _covers_layers(name, ruleset)))
+    searcher = Searcher()
+    return max(
+        candidates, key=lambda name: (_named_by_file(name, ruleset.file), _covers_layers(name, ruleset, searcher))
+    )
 
 
 def _n_classes(preset: str, named: set[str]) -> int:
-    own = {path for path in class_paths(presets.load(preset)) if not path.startswith(("torch.", "transformers.mo"))}
+    own = {path for path in class_paths(presets.load(preset)) if not path.startswith(_EVERYWHERE)}
     bare = {path.rpartition(".")[2] for path in own}
     return sum(path in own or path in bare for path in named)
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+|[0-9]+", text.lower())
+    return re.findall(r"[a-z0-9.]+", text.lower())
 
 
 def _named_by_file(preset: str, file: str) -> float:
@@ -53,14 +59,14 @@ def _named_by_file(preset: str, file: str) -> float:
     return sum(word in words for word in own) / len(own) - sum(word in others for word in words)
 
 
-def _covers_layers(preset: str, ruleset: Ruleset) -> bool:
+def _covers_layers(preset: str, ruleset: Ruleset, searcher: Searcher) -> bool:
     names = [f"model.layers.{layer}.self_attn" for layer in range(presets.PRESETS[preset][1].n_layers)]
     covered = [False] * len(names)
     for rule in ruleset.rules:
         if rule.name is None or rule.class_path is not None:
             continue
         try:
-            hits = search_all(re.compile(rule.name), names)
+            hits = searcher.search_all(compiled(rule.name), names)
         except RunawayPatternError:
             continue
         covered = [before or hit for before, hit in zip(covered, hits, strict=True)]

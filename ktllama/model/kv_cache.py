@@ -1,13 +1,16 @@
-"""Bytes of the KV cache, by arithmetic from a model's header.
+"""Bytes of the KV cache and of recurrent states, by arithmetic from a model's header.
 
-Source: llama.cpp ``src/llama-kv-cache.cpp`` (constructor) and ``src/llama-hparams.cpp`` (``n_embd_k_gqa``, ``is_mla``),
-as vendored by llama-cpp-python 0.3.36. Caches with a sliding window or a recurrent state hold fewer cells or another
-thing altogether: for those the figures here are an upper bound.
+Source: llama.cpp ``src/llama-kv-cache.cpp`` and ``src/llama-memory-recurrent.cpp`` (constructors) and
+``src/llama-hparams.cpp`` (``n_embd_k_gqa``, ``is_mla``, ``n_embd_r``, ``n_embd_s``), as vendored by llama-cpp-python
+0.3.36. Layers with a sliding window have a cache of their own, but with llama.cpp's default ``swa_full``, which ktllama
+leaves alone, as many cells in it as the others (``src/llama-kv-cache-iswa.cpp``).
 """
 
 from __future__ import annotations
 
 from ktllama.errors import ModelFileError
+from ktllama.model import architectures
+from ktllama.model.architectures import generic
 from ktllama.model.model_file import MetadataArray, ModelFile
 
 #: Types that llama.cpp's command line offers for the cache: elements a block, bytes a block (ggml ``type_traits``).
@@ -25,6 +28,8 @@ CACHE_TYPES = {
 
 #: llama.cpp rounds the context up to whole multiples of this (``GGML_PAD(n_ctx, 256)`` in ``src/llama-context.cpp``).
 CELL_PADDING = 256
+
+_F32_BYTES = 4
 
 
 def n_cells(n_ctx: int, *, n_seq_max: int = 1, unified: bool = True, n_ctx_train: int = 0) -> int:
@@ -45,10 +50,13 @@ def kv_bytes_per_token(
 
     A model with multi-head latent attention keeps K only (``kv_lora_rank`` + rope values a token); older DeepSeek files
     without ``key_length_mla`` keep full heads of both. Without flash attention all layers' V is as wide as the widest.
+    A layer with a recurrent state has no KV cache: 0.
 
     Raises:
         ModelFileError: when the header does not say how many heads there are.
     """
+    if layer in recurrent_layers(model):
+        return 0
     n_head_kv = _n_head_kv(model, layer)
     k_bytes = _row_bytes(_head_length(model, "key") * n_head_kv, type_k)
     if is_mla(model):
@@ -56,6 +64,24 @@ def kv_bytes_per_token(
     if not flash_attention:
         n_head_kv = max(_n_head_kv(model, other) for other in range(model.n_layers))
     return k_bytes + _row_bytes(_head_length(model, "value") * n_head_kv, type_v)
+
+
+def recurrent_layers(model: ModelFile) -> frozenset[int]:
+    """The layers that keep a recurrent state in place of a KV cache."""
+    known = architectures.find(model)
+    return known.recurrent(model) if known else generic.recurrent(model)
+
+
+def state_bytes(model: ModelFile, n_seq_max: int = 1) -> int | None:
+    """Bytes of the recurrent state of one such layer: a convolution's and a scan's, in f32, for each sequence.
+
+    None where the header has no state space: other recurrent models have states of other shapes.
+    """
+    inner, state = model.integer("ssm.inner_size"), model.integer("ssm.state_size")
+    if not inner or not state:
+        return None
+    convolution = max(model.integer("ssm.conv_kernel") - 1, 0) * (inner + 2 * model.integer("ssm.group_count") * state)
+    return (convolution + inner * state) * _F32_BYTES * max(n_seq_max, 1)
 
 
 def is_mla(model: ModelFile) -> bool:

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 from ktllama.errors import UnsupportedModelError
 from ktllama.model.architecture import MODULE_LIST, Architecture, Node, Variant
-from ktllama.model.architectures import ARCHITECTURES
+from ktllama.model.architectures import ARCHITECTURES, FAMILIES, find, generic
 from ktllama.model.model_file import ModelFile
 
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)", re.ASCII)
+
+#: What mixes tokens in a block: attention, or what a recurrent block has in its place.
+_MIXERS = ("self_attn", "linear_attn", "attention", "attn", "mamba", "mixer")
+
 _PARAMETER = re.compile(r"\.(?:weight|bias|scale|input_scale)$")
 
 
@@ -40,8 +44,9 @@ class ModuleTree:
     """The modules of a model in ktransformers' visiting order (parents before children).
 
     ``owners`` maps each owned tensor to the indexes of its modules; ``unowned`` lists the tensors of no module.
-    ``layers`` maps a block's number to its module, ``attention`` to the module whose device its KV cache follows.
-    ``n_trunk_layers`` counts the blocks that are not MTP blocks.
+    ``layers`` maps a block's number to its module, ``attention`` to the module whose device its KV cache follows, or
+    the state that it keeps in place of one: ``recurrent`` has those blocks. ``n_trunk_layers`` counts the blocks that
+    are not MTP blocks. ``generic`` says that the architecture is not known: names are from a table, classes unknown.
     """
 
     model: ModelFile
@@ -52,6 +57,8 @@ class ModuleTree:
     layers: Mapping[int, int]
     attention: Mapping[int, int]
     n_trunk_layers: int
+    recurrent: frozenset[int] = frozenset()
+    generic: bool = False
 
 
 def block_of(tensor: str) -> int | None:
@@ -61,27 +68,50 @@ def block_of(tensor: str) -> int | None:
 
 
 def architecture_of(model: ModelFile) -> Architecture:
-    """The description of ``model``'s architecture.
+    """The description of ``model``'s architecture; of one that is not known, a generic one with names from a table.
 
     Raises:
-        UnsupportedModelError: if there is none.
+        UnsupportedModelError: if no tensor of the model can be named.
     """
-    found = ARCHITECTURES.get(model.architecture)
+    found = find(model) or generic.describe(model)
     if found is None:
         raise UnsupportedModelError(model.name, model.architecture, tuple(sorted(ARCHITECTURES)))
     return found
 
 
-def build(model: ModelFile, named_classes: Iterable[str] = ()) -> ModuleTree:
+def build(model: ModelFile, named_classes: Iterable[str] = (), operators: Iterable[str] = ()) -> ModuleTree:
     """The module tree of ``model``, in the variant whose classes ``named_classes`` (of a rule file) name most.
+
+    Among variants named alike, one whose own operators are among ``operators`` (the file's replacements) goes before
+    the default one.
 
     Raises:
         UnsupportedModelError: if the architecture has no module names here.
     """
     architecture = architecture_of(model)
     named = frozenset(named_classes)
-    variant = max(architecture.variants(model), key=lambda variant: len(named & _class_paths(architecture, variant)))
+
+    packages = {path.rpartition(".")[0] for path in operators}
+
+    def fit(variant: Variant) -> tuple[int, bool]:
+        paths = _class_paths(architecture, variant)
+        n_named = len(named & (paths | {path.rpartition(".")[2] for path in paths}))
+        own = variant.operators
+        return n_named, own is not None and any(f"{package}.".startswith(f"{own}.") for package in packages)
+
+    variant = max(architecture.variants(model), key=fit)
     return _Builder(model, architecture, variant).build()
+
+
+def families(model: ModelFile) -> frozenset[str]:
+    """What the models are called that ``model``'s architecture builds: ``DeepSeek-V3``."""
+    roots = (variant.class_path("@ForCausalLM") for variant in architecture_of(model).variants(model))
+    return frozenset(family for root in roots if (family := family_of(root)) is not None)
+
+
+def family_of(class_path: str) -> str | None:
+    """The model family whose modelling file a class path names."""
+    return next((FAMILIES[part] for part in class_path.split(".") if part in FAMILIES), None)
 
 
 def class_paths(model: ModelFile) -> frozenset[str]:
@@ -92,6 +122,8 @@ def class_paths(model: ModelFile) -> frozenset[str]:
 
 def _class_paths(architecture: Architecture, variant: Variant) -> frozenset[str]:
     outside = (*architecture.before_layers, *architecture.after_layers, *architecture.head, *variant.extra)
+    if architecture.generic:
+        return frozenset()
     names = {"@ForCausalLM", "@Model", "@DecoderLayer"}
     pending = [*architecture.layer, *architecture.mtp, *outside]
     while pending:
@@ -145,7 +177,12 @@ class _Builder:
             for tensor in module.tensors:
                 owners[tensor].append(index)
         by_name = {module.name: index for index, module in enumerate(self.modules)}
-        attention = {number: by_name.get(f"model.layers.{number}.self_attn", index) for number, index in layers.items()}
+        attention = {
+            number: next(
+                (by_name[name] for mixer in _MIXERS if (name := f"model.layers.{number}.{mixer}") in by_name), index
+            )
+            for number, index in layers.items()
+        }
         return ModuleTree(
             model=self.model,
             variant=self.variant.name,
@@ -155,6 +192,8 @@ class _Builder:
             layers=layers,
             attention=attention,
             n_trunk_layers=n_trunk,
+            recurrent=self.architecture.recurrent(self.model),
+            generic=self.architecture.generic,
         )
 
     def _add(self, name: str, cls: str, parent: int) -> int:

@@ -16,17 +16,9 @@ from struct import Struct, pack
 from typing import BinaryIO
 
 from ktllama.errors import ModelFileError
-from ktllama.model.gguf import (
-    ARRAY,
-    DEFAULT_ALIGNMENT,
-    MAGIC,
-    SCALAR_CODES,
-    STRING,
-    TENSOR_TYPES,
-    VERSIONS,
-    padded,
-)
+from ktllama.model.gguf_header import ARRAY, DEFAULT_ALIGNMENT, MAGIC, SCALAR_CODES, STRING, VERSIONS
 from ktllama.model.model_file import MetadataArray, MetadataValue, ModelFile, Tensor
+from ktllama.model.tensor_types import TENSOR_TYPES, padded
 
 _U32 = Struct("<I")
 _U64 = Struct("<Q")

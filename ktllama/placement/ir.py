@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ktllama.diagnostics import Diagnostic
 from ktllama.model.model_file import ModelFile
@@ -32,15 +32,17 @@ class Placement:
     """The plan for one model.
 
     ``tensors`` holds every tensor of the file by name, in file order; ``kv`` the device of the KV cache of every
-    layer that has one. ``stream_experts`` says whether some weights that live on the CPU are to be used on a GPU
-    during prefill, and ``prefill_devices`` on which. ``output_device`` is where the output layer belongs
-    (``lm_head``'s device); where a model ties its output to ``token_embd``, llama.cpp puts the copy there.
+    layer that has one, ``recurrent`` that of every other layer, whose state (if it keeps one) is on the layer's own
+    device just as a KV cache is; ``layers`` is both. ``stream_experts`` says whether some weights that live on the CPU
+    are to be used on a GPU during prefill, and ``prefill_devices`` on which. ``output_device`` is where the output
+    layer belongs (``lm_head``'s device); where a model ties its output to ``token_embd``, llama.cpp copies it there.
     """
 
     model: ModelFile
     tensors: Mapping[str, TensorPlacement]
     kv: Mapping[int, str]
     stream_experts: bool
+    recurrent: Mapping[int, str] = field(default_factory=dict)
     output_device: str | None = None
     prefill_devices: tuple[str, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
@@ -52,6 +54,12 @@ class Placement:
             if tensor.loaded:
                 total[tensor.device] = total.get(tensor.device, 0) + tensor.n_bytes
         return total
+
+    @property
+    def layers(self) -> dict[int, str]:
+        """The device of every layer: that of its KV cache, or of its recurrent state. MTP blocks have neither."""
+        both = {**self.kv, **self.recurrent}
+        return {layer: both[layer] for layer in sorted(both)}
 
     @property
     def ties_output(self) -> bool:

@@ -48,14 +48,16 @@ class _Placer:
     def placement(self) -> Placement:
         tensors = {tensor.name: self.place_tensor(tensor.name) for tensor in self.tree.model.tensors}
         streaming = {tensor.prefill_device for tensor in tensors.values() if tensor.prefill_device is not None}
+        layers = {
+            layer: self.resolution.decisions[index].generate_device
+            for layer, index in self.tree.attention.items()
+            if layer < self.tree.n_trunk_layers
+        }
         return Placement(
             model=self.tree.model,
             tensors=tensors,
-            kv={
-                layer: self.resolution.decisions[index].generate_device
-                for layer, index in self.tree.attention.items()
-                if layer < self.tree.n_trunk_layers
-            },
+            kv={layer: device for layer, device in layers.items() if layer not in self.tree.recurrent},
+            recurrent={layer: device for layer, device in layers.items() if layer in self.tree.recurrent},
             stream_experts=bool(streaming),
             output_device=self._head().generate_device,
             prefill_devices=tuple(sorted(streaming, key=devices.order)),
@@ -121,7 +123,20 @@ class _Placer:
 
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Findings about tensors: those that no module owns, and experts that cannot be split."""
-        return (*self._split_experts(), *self._tensors_without_module(), *self._mtp())
+        return (*self._unknown_architecture(), *self._split_experts(), *self._tensors_without_module(), *self._mtp())
+
+    def _unknown_architecture(self) -> tuple[Diagnostic, ...]:
+        if not self.tree.generic:
+            return ()
+        return (
+            Diagnostic(
+                code="architecture-unknown",
+                severity="note",
+                message=f"ktllama has no description of architecture '{self.tree.model.architecture}': its modules' "
+                "names are those that most models have, and their classes are not known, so rules with match.class "
+                "match nothing",
+            ),
+        )
 
     def _split_experts(self) -> tuple[Diagnostic, ...]:
         """Experts of one layer on several devices, grouped over layers that are split alike."""

@@ -30,7 +30,9 @@ class _Checker:
     def __init__(self, resolution: Resolution, placement: Placement) -> None:
         self.resolution = resolution
         self.placement = placement
+        self.rules = {rule.index: rule for rule in resolution.ruleset.rules}
         self.tree: ModuleTree = resolution.tree
+        self.layers = placement.layers
         self.blocks: dict[int, dict[str, TensorPlacement]] = defaultdict(dict)
         for name, tensor in placement.tensors.items():
             block = block_of(name)
@@ -107,21 +109,21 @@ class _Checker:
             rule = decision.rule
             if rule is None or not rule.transfer_map or decision.cut_by >= 0:
                 continue
-            beyond = sorted(layer for layer in rule.transfer_map if layer not in self.placement.kv)
+            beyond = sorted(layer for layer in rule.transfer_map if layer not in self.layers)
             if beyond:
                 message = (
                     f"transfer_map names layer {layer_ranges(beyond)}, but the model has layers "
-                    f"{layer_ranges(self.placement.kv)}"
+                    f"{layer_ranges(self.layers)}"
                 )
                 yield _at(rule, "transfer-map", "warning", message, "replace.kwargs.transfer_map")
             wrong = {
                 layer: expected
                 for layer, expected in self._expected_by_transfer_map(rule).items()
-                if self.placement.kv.get(layer, expected) != expected
+                if self.layers.get(layer, expected) != expected
             }
             for device in sorted(set(wrong.values()), key=devices.order):
                 layers = [layer for layer, expected in wrong.items() if expected == device]
-                found = sorted({self.placement.kv[layer] for layer in layers}, key=devices.order)
+                found = sorted({self.layers[layer] for layer in layers}, key=devices.order)
                 message = (
                     f"transfer_map moves the activations of layer {layer_ranges(layers)} to {device}, but the rules "
                     f"put their attention on {' and '.join(found)}; llama.cpp copies activations by itself and "
@@ -133,7 +135,7 @@ class _Checker:
         """The device of each layer from the first mapped one on; a mapping sticks until the next."""
         expected: dict[int, str] = {}
         device: str | None = None
-        for layer in sorted(self.placement.kv):
+        for layer in sorted(self.layers):
             device = rule.transfer_map.get(layer, device)
             if device is not None:
                 expected[layer] = device
@@ -148,11 +150,11 @@ class _Checker:
             layer = _layer_of_module(module.name)
             if not module.n_experts or decision.rule is None or decision.out_device is None:
                 continue
-            if layer in self.placement.kv and self.placement.kv[layer] != decision.out_device:
+            if layer in self.layers and self.layers[layer] != decision.out_device:
                 wrong[decision.rule.index, decision.out_device].append(layer)
                 rules[decision.rule.index] = decision.rule
         for (rule_index, out_device), layers in wrong.items():
-            found = sorted({self.placement.kv[layer] for layer in layers}, key=devices.order)
+            found = sorted({self.layers[layer] for layer in layers}, key=devices.order)
             message = (
                 f"out_device sends the experts' result of layer {layer_ranges(layers)} to {out_device}, but their "
                 f"attention is on {' and '.join(found)}; llama.cpp follows the weights"
@@ -176,7 +178,7 @@ class _Checker:
         projections: dict[tuple[str, str], set[int]] = defaultdict(set)
         beside: dict[tuple[str, str], set[int]] = defaultdict(set)
         for layer, tensors in self.blocks.items():
-            home = self.placement.kv.get(layer)
+            home = self.layers.get(layer)
             for suffix, tensor in tensors.items():
                 stem = suffix.rsplit(".", 1)[0]
                 if home is None or tensor.device == home:
@@ -248,7 +250,7 @@ class _Checker:
         return tensor.prefill_device is None and self._rule(tensor.rule).prefill_device == devices.CPU
 
     def _rule(self, index: int) -> Rule:
-        return next(rule for rule in self.resolution.ruleset.rules if rule.index == index)
+        return self.rules[index]
 
 
 def _at(rule: Rule | None, code: str, severity: Severity, message: str, path: str) -> Diagnostic:

@@ -11,14 +11,26 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ktllama import devices
 from ktllama.diagnostics import Diagnostic
 from ktllama.model.modules import Module, ModuleTree
-from ktllama.placement.searching import TIME_LIMIT, RunawayPatternError, literal_prefix, search_all
+from ktllama.placement.searching import (
+    ALL_TIME_LIMIT,
+    TIME_LIMIT,
+    RunawayPatternError,
+    Searcher,
+    compiled,
+    is_met,
+    literal_prefix,
+    may_run_away,
+    need_of,
+    without_numbers,
+)
 from ktllama.ruleset.rules import DEFAULT_CLASS, Rule, Ruleset
+from ktllama.ruleset.wording import shown
 
 DEFAULT_DEVICE = "cuda:0"
 
@@ -67,11 +79,13 @@ def resolve(ruleset: Ruleset, tree: ModuleTree, default_device: str = DEFAULT_DE
     matcher = _Matcher(ruleset, tree)
     matches = {rule.index: matcher.matching(rule) for rule in ruleset.rules}
     decisions = _decide(ruleset, tree, matches, default_device)
-    experts = {
-        index: _pieces(tree, index, decisions, matcher, default_device)
+    split = [
+        index
         for index, module in enumerate(tree.modules)
         if module.n_experts > 1 and not _taken_whole(decisions[index])
-    }
+    ]
+    matcher.expect(name for index in split for name in _expert_names(tree, index))
+    experts = {index: _pieces(tree, index, decisions, matcher, default_device) for index in split}
     return Resolution(
         ruleset=ruleset,
         tree=tree,
@@ -103,13 +117,39 @@ class _Matcher:
     def __init__(self, ruleset: Ruleset, tree: ModuleTree) -> None:
         self.ruleset = ruleset
         self.tree = tree
-        self.patterns = {rule.index: re.compile(rule.name) for rule in ruleset.rules if rule.name is not None}
+        self.patterns = {rule.index: compiled(rule.name) for rule in ruleset.rules if rule.name is not None}
         self.diagnostics: list[Diagnostic] = []
+        self.searcher = Searcher()
+        self.same: dict[tuple[str | None, str | None], frozenset[int]] = {}
+        self.expected: list[str] = []
+        self.remembered: dict[str, dict[str, bool]] = {}
+        self.expert_rules: dict[tuple[str, str], list[Rule]] = {}
 
     def matching(self, rule: Rule) -> frozenset[int]:
-        candidates = self._of_class(rule, self.tree.modules)
-        names = [self.tree.modules[index].name for index in candidates]
-        return frozenset(index for index, hit in zip(candidates, self.search(rule, names), strict=True) if hit)
+        key = (rule.name, rule.class_path)
+        if key not in self.same:
+            candidates = self._of_class(rule, self.tree.modules)
+            names = [self.tree.modules[index].name for index in candidates]
+            hits = self.search(rule, names)
+            self.same[key] = frozenset(index for index, hit in zip(candidates, hits, strict=True) if hit)
+        return self.same[key]
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Say what will be searched, so that a pattern that needs a child process gets one for all of it."""
+        self.expected = list(names)
+
+    def rules_for(self, template: Module, stem: str, tail: str) -> list[Rule]:
+        """The rules that may match ``stem`` + number + ``tail``, whatever its numbers, for ``template``'s class."""
+        key = (template.class_path, tail)
+        if key not in self.expert_rules:
+            name = re.sub("[0-9]+", "0", f"{stem}0{tail}")
+            self.expert_rules[key] = [
+                rule
+                for rule in self.ruleset.rules
+                if (rule.class_path is None or is_instance(template, rule.class_path))
+                and (rule.name is None or is_met(without_numbers(need_of(rule.name)), name))
+            ]
+        return self.expert_rules[key]
 
     def _of_class(self, rule: Rule, modules: Sequence[Module]) -> list[int]:
         if rule.class_path is None:
@@ -125,11 +165,29 @@ class _Matcher:
         if pattern is None:
             return [rule.name is None] * len(names)
         try:
-            return search_all(pattern, names)
+            if may_run_away(pattern.pattern):
+                return self._remembering(pattern, names)
+            return self.searcher.search_all(pattern, names)
         except RunawayPatternError:
+            self._give_up(rule)
+            return [False] * len(names)
+
+    def _remembering(self, pattern: re.Pattern[str], names: Sequence[str]) -> list[bool]:
+        known = self.remembered.setdefault(pattern.pattern, {})
+        if any(name not in known for name in names):
+            need = need_of(pattern.pattern)
+            asked = [*names, *(name for name in self.expected if is_met(need, name))]
+            known |= dict.fromkeys(self.expected, False)
+            known |= dict(zip(asked, self.searcher.search_all(pattern, asked), strict=True))
+        return [known[name] for name in names]
+
+    def _give_up(self, rule: Rule) -> None:
+        if self.searcher.is_exhausted:
+            self.patterns.clear()
+            self.diagnostics.append(_out_of_time(rule))
+        else:
             del self.patterns[rule.index]
             self.diagnostics.append(_runaway(rule))
-            return [False] * len(names)
 
 
 def _runaway(rule: Rule) -> Diagnostic:
@@ -139,7 +197,17 @@ def _runaway(rule: Rule) -> Diagnostic:
         message=f"this pattern was stopped after {TIME_LIMIT:g} s on the model's module names: it backtracks without "
         "end; write it without a repeat inside a repeat, such as (a+)+",
         position=rule.position("match.name"),
-        excerpt=(rule.name[:120],) if rule.name else (),
+        excerpt=(shown(rule.name),) if rule.name else (),
+    )
+
+
+def _out_of_time(rule: Rule) -> Diagnostic:
+    return Diagnostic(
+        code="regex-runaway",
+        severity="error",
+        message=f"the patterns of this file were stopped at this one, after {ALL_TIME_LIMIT:g} s together on the "
+        "model's module names; write fewer or simpler rules",
+        position=rule.position("match.name"),
     )
 
 
@@ -201,19 +269,15 @@ def _pieces(
     tree: ModuleTree, index: int, decisions: tuple[Decision, ...], matcher: _Matcher, default_device: str
 ) -> dict[str, Counter[str]]:
     """The devices of all experts' parts of one layer, by the part's name below the expert."""
-    expert = next(i for i in range(index + 1, len(tree.modules)) if tree.modules[i].parent == index)
+    expert, parts = _expert(tree, index)
     prefix = tree.modules[expert].name
-    below = itertools.takewhile(
-        lambda i: tree.modules[i].name.startswith(f"{prefix}."), range(expert + 1, len(tree.modules))
-    )
-    parts = [i for i in below if tree.modules[i].tensors]
     stem = prefix.removesuffix("0")
     numbers = range(1, tree.modules[index].n_experts)
-    wholes = _winners(matcher, tree.modules[expert], stem, [f"{stem}{number}" for number in numbers])
+    wholes = _winners(matcher, tree.modules[expert], stem, "", numbers)
     found: dict[str, Counter[str]] = {}
     for part in parts:
         tail = tree.modules[part].name.removeprefix(prefix)
-        rules = _winners(matcher, tree.modules[part], stem, [f"{stem}{number}{tail}" for number in numbers])
+        rules = _winners(matcher, tree.modules[part], stem, tail, numbers)
         counted = Counter(
             decision_for(whole if whole and not whole.recursive else rule, default_device).generate_device
             for whole, rule in zip(wholes, rules, strict=True)
@@ -223,16 +287,36 @@ def _pieces(
     return found
 
 
-def _winners(matcher: _Matcher, template: Module, stem: str, names: list[str]) -> list[Rule | None]:
-    """The first matching rule of each name, for modules of ``template``'s class whose names begin with ``stem``."""
+def _expert(tree: ModuleTree, index: int) -> tuple[int, list[int]]:
+    """Expert 0 of the list of experts at ``index``, and the modules below it that have tensors."""
+    expert = next(i for i in range(index + 1, len(tree.modules)) if tree.modules[i].parent == index)
+    prefix = tree.modules[expert].name
+    below = itertools.takewhile(
+        lambda i: tree.modules[i].name.startswith(f"{prefix}."), range(expert + 1, len(tree.modules))
+    )
+    return expert, [i for i in below if tree.modules[i].tensors]
+
+
+def _expert_names(tree: ModuleTree, index: int) -> Iterator[str]:
+    """The names of the experts from 1 on, and of their parts, in the list at ``index``."""
+    expert, parts = _expert(tree, index)
+    prefix = tree.modules[expert].name
+    tails = ["", *(tree.modules[part].name.removeprefix(prefix) for part in parts)]
+    stem = prefix.removesuffix("0")
+    return (f"{stem}{number}{tail}" for number in range(1, tree.modules[index].n_experts) for tail in tails)
+
+
+def _winners(matcher: _Matcher, template: Module, stem: str, tail: str, numbers: range) -> list[Rule | None]:
+    """The first matching rule of each ``stem`` + number + ``tail``, for modules of ``template``'s class."""
+    names = [f"{stem}{number}{tail}" for number in numbers]
+    text = "\n".join(names)
     winners: list[Rule | None] = [None] * len(names)
     left = list(range(len(names)))
-    for rule in matcher.ruleset.rules:
-        if rule.class_path is not None and not is_instance(template, rule.class_path):
-            continue
-        prefix = literal_prefix(rule.name or "")
-        if not stem.startswith(prefix) and not prefix.startswith(stem):
-            continue  # no name of this layer can match
+    for rule in matcher.rules_for(template, stem, tail):
+        if rule.name is not None:
+            prefix = literal_prefix(rule.name)
+            if not (stem.startswith(prefix) or prefix.startswith(stem)) or not is_met(need_of(rule.name), text):
+                continue  # no name of this layer can match
         hits = matcher.search(rule, [names[i] for i in left])
         for i, hit in zip(left, hits, strict=True):
             if hit:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from ktllama.diagnostics import Diagnostic, Position
 from ktllama.layers import layer_ranges
-from ktllama.model.modules import class_paths
+from ktllama.model.modules import Module, class_paths, families, family_of
 from ktllama.placement.resolve import Resolution, is_instance
-from ktllama.placement.searching import RunawayPatternError, search_all
+from ktllama.placement.searching import RunawayPatternError, Searcher, compiled
 from ktllama.ruleset.rules import Rule
 
-#: Modelling files of ktransformers and transformers → the models that they build, for "this file is for …".
-_MODELLING = {
-    "modeling_deepseek_v3": "DeepSeek-V3",
-    "modeling_deepseek": "DeepSeek-V2",
-    "modeling_qwen2_moe": "Qwen2-MoE",
-    "modeling_qwen3_moe": "Qwen3-MoE",
-    "modeling_qwen3_next": "Qwen3-Next",
-    "modeling_mixtral": "Mixtral",
-    "modeling_glm4_moe": "GLM-4.5",
-    "modeling_smallthinker": "SmallThinker",
-    "modeling_llama": "Llama",
-    "modeling_qwen2": "Qwen2",
-    "modeling_qwen3": "Qwen3",
-}
+#: Rules that a message names before it counts the others.
+_NAMED_WINNERS = 4
 
 
 def check_rules(resolution: Resolution) -> tuple[Diagnostic, ...]:
@@ -36,16 +23,13 @@ def check_rules(resolution: Resolution) -> tuple[Diagnostic, ...]:
     return tuple(_Checker(resolution).findings())
 
 
-def family(class_path: str) -> str | None:
-    """The model family whose modelling file a class path names: ``DeepSeek-V3``."""
-    return next((_MODELLING[part] for part in class_path.split(".") if part in _MODELLING), None)
-
-
 class _Checker:
     def __init__(self, resolution: Resolution) -> None:
         self.resolution = resolution
         self.tree = resolution.tree
         self.rules = resolution.ruleset.rules
+        self.searcher = Searcher()
+        self.winners: dict[frozenset[int], list[Rule]] = {}
         self.runaways = {found.position for found in resolution.diagnostics}
 
     def findings(self) -> Iterator[Diagnostic]:
@@ -55,6 +39,21 @@ class _Checker:
         else:
             yield from self._dead_rules()
         yield from self._uncovered_layers()
+
+    @cached_property
+    def kinds(self) -> tuple[Module, ...]:
+        """One module of each class."""
+        return tuple({module.class_path: module for module in self.tree.modules}.values())
+
+    @cached_property
+    def class_paths(self) -> frozenset[str]:
+        """The classes of the model in any variant."""
+        return class_paths(self.tree.model)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all modules."""
+        return tuple(module.name for module in self.tree.modules)
 
     @cached_property
     def reachable(self) -> frozenset[int]:
@@ -73,25 +72,24 @@ class _Checker:
 
     def _for_another_model(self) -> Diagnostic | None:
         """One error in place of a crowd of warnings when every model class that the file names is foreign."""
-        named = [(rule, family(rule.class_path)) for rule in self.rules if rule.class_path]
+        named = [(rule, family_of(rule.class_path)) for rule in self.rules if rule.class_path]
         named = [(rule, name) for rule, name in named if name is not None]
-        own = class_paths(self.tree.model)
-        if not named or any(rule.class_path in own for rule, _ in named):
+        own = self.class_paths
+        if self.tree.generic or not named or any(rule.class_path in own for rule, _ in named):
             return None
-        families = sorted({name for _, name in named if name})
+        theirs = sorted({name for _, name in named if name})
         position = named[0][0].position("match.class")
         return Diagnostic(
             code="rules-for-another-model",
             severity="error",
-            message=f"these rules are for {' and '.join(families)}, the model is {self._model_title()}: none of the "
+            message=f"these rules are for {' and '.join(theirs)}, the model is {self._model_title()}: none of the "
             f"{len({rule.class_path for rule, _ in named})} model classes that they name is in it; "
             "use rules written for this model, or give the right --model",
             position=position,
         )
 
     def _model_title(self) -> str:
-        own = {family(path) for path in class_paths(self.tree.model)} - {None}
-        return f"{self.tree.model.name} ({' or '.join(sorted(name for name in own if name))})"
+        return f"{self.tree.model.name} ({' or '.join(sorted(families(self.tree.model)))})"
 
     def _dead_rules(self) -> Iterator[Diagnostic]:
         for rule in self.rules:
@@ -103,7 +101,7 @@ class _Checker:
             matched = self.resolution.matches[rule.index]
             if not matched:
                 yield self._matches_nothing(rule)
-            elif matched & self.reachable:
+            elif not matched.isdisjoint(self.reachable):
                 yield self._shadowed(rule, matched & self.reachable)
             else:
                 yield self._below_cut(rule, matched)
@@ -132,7 +130,9 @@ class _Checker:
 
     def _shadowed(self, rule: Rule, matched: frozenset[int]) -> Diagnostic:
         winners = self._winners(matched)
-        by = " and ".join(f"rule {winner.index}{_line(winner.position())}" for winner in winners)
+        named = [f"rule {winner.index}{_line(winner.position())}" for winner in winners[:_NAMED_WINNERS]]
+        more = len(winners) - len(named)
+        by = " and ".join([*named, *([_count(more, "further rule")] if more else [])])
         modules = _count(len(matched), "module")
         return Diagnostic(
             code="rule-shadowed",
@@ -144,9 +144,11 @@ class _Checker:
 
     def _winners(self, modules: frozenset[int]) -> list[Rule]:
         """The rules that won ``modules``, in the file's order."""
-        taken = [self.resolution.decisions[index].rule for index in modules]
-        by_index = {rule.index: rule for rule in taken if rule is not None}
-        return [by_index[index] for index in sorted(by_index)]
+        if modules not in self.winners:
+            taken = [self.resolution.decisions[index].rule for index in modules]
+            by_index = {rule.index: rule for rule in taken if rule is not None}
+            self.winners[modules] = [by_index[index] for index in sorted(by_index)]
+        return self.winners[modules]
 
     def _below_cut(self, rule: Rule, matched: frozenset[int]) -> Diagnostic:
         first = self._winners(matched)[0]
@@ -167,8 +169,7 @@ class _Checker:
         )
 
     def _why_nothing(self, rule: Rule) -> str:
-        by_class = self._of_class(rule)
-        if rule.class_path is not None and not by_class:
+        if rule.class_path is not None and not any(is_instance(kind, rule.class_path) for kind in self.kinds):
             return self._why_no_class(rule.class_path)
         if rule.name is None:
             return "nothing to match"
@@ -185,27 +186,23 @@ class _Checker:
             return "its pattern ends ($) right after the layer number, where a module's name goes on; end it with \\."
         return "no module's name is like its pattern"
 
-    def _of_class(self, rule: Rule) -> list[int]:
-        if rule.class_path is None:
-            return list(range(len(self.tree.modules)))
-        return [i for i, module in enumerate(self.tree.modules) if is_instance(module, rule.class_path)]
-
     def _of_name(self, rule: Rule) -> set[int]:
-        names = [module.name for module in self.tree.modules]
         try:
-            hits = search_all(re.compile(rule.name or ""), names)
+            hits = self.searcher.search_all(compiled(rule.name or ""), self.names)
         except RunawayPatternError:
             return set()
         return {index for index, hit in enumerate(hits) if hit}
 
     def _why_no_class(self, class_path: str) -> str:
         name = class_path.rpartition(".")[2]
-        named = family(class_path)
-        own = class_paths(self.tree.model)
+        named = family_of(class_path)
+        if self.tree.generic:
+            return f"the classes of architecture '{self.tree.model.architecture}' are not known; match by name"
+        own = self.class_paths
         if class_path in own:
             return f"it has no module of class {name} in the variant that the other rules name ({self.tree.variant})"
         short = {path.rpartition(".")[2]: path for path in own}
-        if named and named not in {family(path) for path in own}:
+        if named and named not in families(self.tree.model):
             return f"{name} is a class of {named}"
         close = difflib.get_close_matches(name, short, n=1, cutoff=0.75)
         if name in short:
@@ -216,7 +213,7 @@ class _Checker:
 
     def _uncovered_layers(self) -> Iterator[Diagnostic]:
         """Blocks that have modules which rules match in other blocks, and none of whose own any rule matches."""
-        matched = {index for found in self.resolution.matches.values() for index in found}
+        matched = set().union(*set(self.resolution.matches.values()))
         matched |= {index for index, found in enumerate(self.resolution.decisions) if found.cut_by >= 0}
         present = self._parts_of_layers(range(len(self.tree.modules)))
         covered = self._parts_of_layers(matched)

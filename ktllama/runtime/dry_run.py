@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ _SHOWN_LINES = 8
 class DryRun:
     """What llama.cpp did. Devices are named as in the settings wherever one of theirs is meant.
 
-    ``layers`` maps every block, and the output as the last, to its device; ``kv`` every layer with a KV cache;
+    ``layers`` maps every block, and the output as the last, to its device; ``kv`` every layer with a KV cache,
+    ``recurrent`` every layer with a recurrent state;
     ``overridden`` every tensor that an override moved to the devices it went to (two for a tied output on two devices).
     ``tensors`` maps every tensor in memory to the devices that hold a copy, or is None where llama.cpp's table cannot
     be read; ``asked`` are the tensors it looked for and did not leave on disk. ``compute_bytes`` is by device, to
@@ -51,6 +52,7 @@ class DryRun:
     available: tuple[BackendDevice, ...]
     log: LoadLog
     seconds: float
+    recurrent: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def stand_ins(self) -> tuple[str, ...]:
@@ -159,6 +161,7 @@ def _result(reply: Mapping[str, Any], log: LoadLog) -> DryRun:
     return DryRun(
         layers={layer: named(device) for layer, device in log.layers.items()},
         kv={layer: named(device) for layer, device in log.kv.items()},
+        recurrent={layer: named(device) for layer, device in log.recurrent.items()},
         overridden=overridden,
         tensors=None if tensors is None else {name: tuple(map(named, held)) for name, held in tensors.items()},
         asked=frozenset(log.asked) - frozenset(log.unused),

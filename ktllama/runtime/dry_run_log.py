@@ -42,7 +42,8 @@ class CacheSize:
 class LoadLog:
     """Everything that the log of one load says about places and sizes.
 
-    ``layers`` maps every block, and the output as the last, to its device; ``kv`` every layer that has a KV cache.
+    ``layers`` maps every block, and the output as the last, to its device; ``kv`` every layer that has a KV cache,
+    ``recurrent`` every layer that has a recurrent state, all of which together take ``state_bytes``.
     ``asked`` holds the tensors that llama.cpp looked for, in order and with repeats (some do not exist); ``unused``
     those it found and left on disk. Sizes are by buffer type, in the order printed, repeats added up, in bytes as far
     as two decimals of a MiB say. ``graph_splits`` is (prefill, decode).
@@ -51,6 +52,8 @@ class LoadLog:
     devices: tuple[str, ...] = ()
     layers: Mapping[int, str] = field(default_factory=dict)
     kv: Mapping[int, str] = field(default_factory=dict)
+    recurrent: Mapping[int, str] = field(default_factory=dict)
+    state_bytes: int | None = None
     asked: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
@@ -90,6 +93,8 @@ class _Reader:
         self.devices: list[str] = []
         self.layers: dict[int, str] = {}
         self.kv: dict[int, str] = {}
+        self.recurrent: dict[int, str] = {}
+        self.state_bytes: int | None = None
         self.asked: list[str] = []
         self.unused: list[str] = []
         self.overrides: list[Override] = []
@@ -115,6 +120,8 @@ class _Reader:
             devices=tuple(self.devices),
             layers=self.layers,
             kv=self.kv,
+            recurrent=self.recurrent,
+            state_bytes=self.state_bytes,
             asked=tuple(self.asked),
             unused=tuple(self.unused),
             overrides=tuple(self.overrides),
@@ -144,6 +151,12 @@ class _Reader:
 
     def take_kv(self, found: re.Match[str]) -> None:
         self.kv[int(found["layer"])] = found["device"]
+
+    def take_recurrent(self, found: re.Match[str]) -> None:
+        self.recurrent[int(found["layer"])] = found["device"]
+
+    def take_state_size(self, found: re.Match[str]) -> None:
+        self.state_bytes = _bytes(found["mib"])
 
     def take_device(self, found: re.Match[str]) -> None:
         self.devices.append(found["device"])
@@ -241,6 +254,17 @@ _LINES: tuple[tuple[str, re.Pattern[str], Callable[[_Reader, re.Match[str]], Non
             r"*(?P<seqs>\d+)/(?P<streams>\d+) seqs\), K \(\w+\): +(?P<k>[0-9.]+) MiB, V \(\w+\): +(?P<v>[0-9.]+) MiB"
         ),
         _Reader.take_cache,
+    ),
+    # llama_memory_recurrent::llama_memory_recurrent
+    (
+        ": dev = ",
+        re.compile(r"llama_memory_recurrent, layer +(?P<layer>\d+): dev = (?P<device>\S+)"),
+        _Reader.take_recurrent,
+    ),
+    (
+        " rs_seq)",
+        re.compile(r"llama_memory_recurrent: size =" + _MIB + r" \(.*"),
+        _Reader.take_state_size,
     ),
     # llama_context::sched_reserve, resolve_fused_ops and the constructor
     (

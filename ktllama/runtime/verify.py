@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ktllama.devices import DeviceMap
 from ktllama.lower.settings import LlamaSettings
-from ktllama.model.kv_cache import kv_bytes_per_token, n_cells
+from ktllama.model.kv_cache import kv_bytes_per_token, n_cells, state_bytes
 from ktllama.model.model_file import ModelFile
 from ktllama.model.modules import block_of
 from ktllama.placement.ir import Placement
@@ -51,9 +51,10 @@ class Tally:
 class Verification:
     """The outcome. Bytes are by device, devices by llama.cpp's names in the settings.
 
-    ``layers`` counts blocks and the output; ``kv`` every block, whether it has a cache or must have none; ``tensors``
-    every tensor of the file; ``overrides`` those that an override moved. ``weight_bytes`` is the plan's, ``kv_bytes``
-    arithmetic that was checked against llama.cpp's total where it prints one, ``compute_bytes`` llama.cpp's own.
+    ``layers`` counts blocks and the output; ``kv`` every block, whether it has a cache or a recurrent state or must
+    have none; ``tensors`` every tensor of the file; ``overrides`` those that an override moved. ``weight_bytes`` is the
+    plan's, ``kv_bytes`` (recurrent states included) arithmetic that was checked against llama.cpp's totals,
+    ``compute_bytes`` llama.cpp's own.
     """
 
     layers: Tally
@@ -105,10 +106,15 @@ def compare(
     planned = planned_devices(placement, device_map)
     planned_kv = {layer: device_map.llama_name(device) for layer, device in placement.kv.items()}
     layers = _compare_maps("layer", dict(enumerate(base)), done.layers)
-    kv = _compare_maps("KV cache of layer", _every_layer(planned_kv, placement.model), done.kv)
+    planned_states = {layer: device_map.llama_name(device) for layer, device in placement.recurrent.items()}
+    kv = {
+        **_compare_maps("KV cache of layer", _every_layer(planned_kv, placement.model), done.kv),
+        **_compare_maps("recurrent state of layer", planned_states, done.recurrent),
+    }
     tensors = dict(compare_tensors(planned, _found_tensors(placement, done, base)))
     overrides = dict(_compare_overrides(planned, done))
     kv_bytes = _kv_bytes(placement.model, planned_kv, context, done)
+    states_bytes = _state_bytes(placement.model, planned_states, context)
     return Verification(
         layers=_tally(layers),
         kv=_tally(kv),
@@ -117,10 +123,11 @@ def compare(
         mismatches=(
             *(found for compared in (layers, kv, tensors) for found in compared.values() if found),
             *(found for name, found in overrides.items() if found and not tensors.get(name)),
-            *_compare_kv_total(kv_bytes, done),
+            *_compare_kv_total(placement.model, kv_bytes, done),
+            *_compare_state_total(states_bytes, done),
         ),
         weight_bytes=_weight_bytes(placement, device_map),
-        kv_bytes=kv_bytes,
+        kv_bytes=_sum(kv_bytes, states_bytes or {}),
         compute_bytes=done.compute_bytes,
         dry_run=done,
     )
@@ -239,11 +246,37 @@ def _kv_bytes(model: ModelFile, planned_kv: Mapping[int, str], context: ContextO
     return total
 
 
-def _compare_kv_total(kv_bytes: Mapping[str, int], done: DryRun) -> Iterator[Mismatch]:
-    """llama.cpp prints the size of each cache; with one plain cache our arithmetic must give the same."""
-    if len(done.log.caches) != 1:
-        return  # none, or a pair with a sliding window, whose cells the header does not tell
-    cache = done.log.caches[0]
-    found, expected = cache.k_bytes + cache.v_bytes, sum(kv_bytes.values())
-    if abs(found - expected) > 2 * SIZE_RESOLUTION_BYTES:
+def _state_bytes(model: ModelFile, planned_states: Mapping[int, str], context: ContextOptions) -> dict[str, int] | None:
+    """Bytes of the recurrent states on each device, by arithmetic; None where the header does not tell their shape."""
+    per_layer = state_bytes(model, context.n_seq_max)
+    if per_layer is None:
+        return {} if not planned_states else None
+    total: dict[str, int] = {}
+    for device in planned_states.values():
+        total[device] = total.get(device, 0) + per_layer
+    return total
+
+
+def _sum(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
+    return {device: first.get(device, 0) + second.get(device, 0) for device in (*first, *second)}
+
+
+def _compare_kv_total(model: ModelFile, kv_bytes: Mapping[str, int], done: DryRun) -> Iterator[Mismatch]:
+    """llama.cpp prints the size of each cache: one, or one for layers with a sliding window and one for the others."""
+    caches = done.log.caches
+    if sum(cache.n_layers for cache in caches) != len(done.kv):
+        return  # there are caches of another kind, such as a sparse attention's index
+    if model.hyperparameter("attention.key_length_swa") is not None:
+        return  # heads of another width in the layers with a sliding window
+    found, expected = sum(cache.k_bytes + cache.v_bytes for cache in caches), sum(kv_bytes.values())
+    if abs(found - expected) > 2 * len(caches) * SIZE_RESOLUTION_BYTES:
         yield Mismatch(what="KV cache size", expected=f"{expected} bytes", found=f"{found} bytes")
+
+
+def _compare_state_total(states_bytes: Mapping[str, int] | None, done: DryRun) -> Iterator[Mismatch]:
+    found = done.log.state_bytes
+    if states_bytes is None or found is None:
+        return
+    expected = sum(states_bytes.values())
+    if abs(found - expected) > SIZE_RESOLUTION_BYTES:
+        yield Mismatch(what="recurrent state size", expected=f"{expected} bytes", found=f"{found} bytes")

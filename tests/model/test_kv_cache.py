@@ -6,7 +6,7 @@ import pytest
 
 from ktllama.errors import ModelFileError
 from ktllama.model import presets
-from ktllama.model.kv_cache import kv_bytes_per_token, n_cells
+from ktllama.model.kv_cache import kv_bytes_per_token, n_cells, recurrent_layers, state_bytes
 from ktllama.model.model_file import MetadataArray, MetadataValue, ModelFile
 
 
@@ -58,6 +58,25 @@ def test_without_kv_heads_every_head_has_its_own() -> None:
 def test_a_header_without_heads_is_an_error() -> None:
     with pytest.raises(ModelFileError, match=r"llama\.attention\.head_count is missing"):
         kv_bytes_per_token(_model(block_count=1, embedding_length=64), 0)
+
+
+def test_three_layers_of_four_of_qwen3next_have_a_state_and_no_cache() -> None:
+    model = presets.load("qwen3-next-80b-a3b")
+    assert recurrent_layers(model) == set(range(48)) - {3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47}
+    assert [kv_bytes_per_token(model, layer) for layer in (2, 3)] == [0, 2 * 256 * 2 * 2]
+    # a convolution over 2 * 16 + 32 heads of 128 that remembers 3 tokens, and 32 states of 128 by 128; f32, two sequences
+    assert state_bytes(model, 2) == (3 * (2 * 16 + 32) * 128 + 32 * 128 * 128) * 4 * 2
+
+
+def test_the_header_says_which_layers_are_recurrent_where_it_does() -> None:
+    kinds = MetadataArray(item_type=7, n_items=3, values=(True, False, True))
+    model = _model("qwen3next", block_count=3, attention__recurrent_layers=kinds)
+    assert recurrent_layers(model) == {0, 2}
+    assert recurrent_layers(_model("qwen3next", block_count=4, full_attention_interval=2)) == {0, 2}
+
+
+def test_other_recurrent_states_are_not_guessed() -> None:
+    assert state_bytes(_model("rwkv7", block_count=1, wkv__head_size=64)) is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from ktllama.errors import UnsupportedModelError
 from ktllama.model import modules
+from ktllama.model.architecture import MODULE
 from ktllama.model.modules import ModuleTree
 from tests.models import deepseek, model
 
@@ -134,9 +135,52 @@ def test_yarn_metadata_decides_the_class_of_the_rotary_embedding() -> None:
     assert f"{V3}RotaryEmbedding" in yarn.bases
 
 
-def test_unknown_architecture_is_refused_by_name() -> None:
+STRANGE = [
+    "token_embd.weight",
+    "blk.0.attn_norm.weight",
+    "blk.0.attn_q.weight",
+    "blk.0.attn_output.weight",
+    "blk.0.attn_mystery.weight",
+    "blk.0.ffn_norm.weight",
+    "blk.0.ffn_gate_inp.weight",
+    "blk.0.ffn_gate_exps.weight",
+    "blk.0.ffn_down_exps.weight",
+    "blk.1.attn_norm.weight",
+    "blk.1.ssm_in.weight",
+    "output_norm.weight",
+]
+
+
+def test_an_unknown_architecture_gets_the_names_that_most_models_have_and_no_classes() -> None:
+    tree = modules.build(model(STRANGE, n_layers=2, architecture="nobody-knows", expert_count=4))
+    assert tree.generic
+    assert {module.class_path for module in tree.modules} == {MODULE}
+    assert {module.name: module.tensors for module in tree.modules if module.tensors} == {
+        "model.embed_tokens": ("token_embd.weight",),
+        "model.layers.0.input_layernorm": ("blk.0.attn_norm.weight",),
+        "model.layers.0.self_attn.q_proj": ("blk.0.attn_q.weight",),
+        "model.layers.0.self_attn.o_proj": ("blk.0.attn_output.weight",),
+        "model.layers.0.post_attention_layernorm": ("blk.0.ffn_norm.weight",),
+        "model.layers.0.mlp.gate": ("blk.0.ffn_gate_inp.weight",),
+        "model.layers.0.mlp.experts.0.gate_proj": ("blk.0.ffn_gate_exps.weight",),
+        "model.layers.0.mlp.experts.0.down_proj": ("blk.0.ffn_down_exps.weight",),
+        "model.layers.1.input_layernorm": ("blk.1.attn_norm.weight",),
+        "model.layers.1.in_proj": ("blk.1.ssm_in.weight",),
+        "model.norm": ("output_norm.weight",),
+    }
+    assert [(module.name, module.n_experts) for module in tree.modules if module.n_experts] == [
+        ("model.layers.0.mlp.experts", 4)
+    ]
+    assert tree.unowned == ("blk.0.attn_mystery.weight",)
+    assert tree.recurrent == {1}
+    assert tree.modules[tree.attention[0]].name == "model.layers.0.self_attn"
+
+
+def test_an_unknown_architecture_is_refused_where_nothing_can_be_named() -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         modules.build(model(["a.weight"], n_layers=1, architecture="mamba"))
     assert str(caught.value) == (
-        "tiny: architecture 'mamba' has no module names in ktllama yet; known architectures: deepseek2, llama"
+        "tiny: architecture 'mamba' has no module names in ktllama yet; known architectures: deepseek2, ernie4_5, "
+        "ernie4_5-moe, glm4moe, gpt-oss, internlm2, llama, minimax-m2, mixtral, qwen2, qwen2moe, qwen3, qwen3moe, "
+        "qwen3next, smallthinker"
     )

@@ -1,0 +1,22 @@
+"""LangChain's ``ChatLlamaCpp`` under a rule file: ``python langchain_chat.py MODEL.gguf RULES.yaml``.
+
+Needs ``pip install "ktllama[examples]"``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from langchain_community.chat_models import ChatLlamaCpp
+
+import ktllama
+
+
+def main(model_path: str, rules: str) -> None:
+    with ktllama.placed(rules, model_path):
+        chat = ChatLlamaCpp(model_path=model_path, n_ctx=512, max_tokens=16, verbose=False)
+    print(chat.invoke("Name a colour.").content)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
