@@ -45,7 +45,7 @@ def test_file_takes_the_memory_that_its_comment_says(shipped: ShippedRules, tmp_
         context = ContextOptions(n_ctx=int(found.group(3)))
         verification = verify(translation.placement, translation.settings, model, context)
         assert verification.mismatches == ()
-        taken = {}
+        taken: dict[str, int] = {}
         for part in (verification.weight_bytes, verification.kv_bytes, verification.compute_bytes):
             for device, n_bytes in part.items():
                 taken[device] = taken.get(device, 0) + n_bytes

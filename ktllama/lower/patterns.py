@@ -41,8 +41,8 @@ def patterns_for(chosen: frozenset[str], all_names: Iterable[str]) -> tuple[str,
             groups[here].add(suffix)
     for here, suffixes in sorted(groups.items(), key=lambda item: (min(item[0]), sorted(item[1]))):
         every = all(here == layers_with[suffix] for suffix in suffixes)
-        layer = "[0-9]+" if every else numbers_pattern(here)
-        patterns.append(f"^blk\\.{layer}\\.{_suffixes(suffixes, frozenset(layers_with) - suffixes)}$")
+        number = "[0-9]+" if every else numbers_pattern(here)
+        patterns.append(f"^blk\\.{number}\\.{_suffixes(suffixes, frozenset(layers_with) - suffixes)}$")
     if outside:
         patterns.append(f"^{_alternatives(_literal(name) for name in outside)}$")
     return tuple(patterns)

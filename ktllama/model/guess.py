@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import PurePath
 
@@ -41,9 +42,15 @@ def guess_preset(ruleset: Ruleset) -> str:
 
 
 def _n_classes(preset: str, named: set[str]) -> int:
-    own = {path for path in class_paths(presets.load(preset)) if not path.startswith(_EVERYWHERE)}
-    bare = {path.rpartition(".")[2] for path in own}
-    return sum(path in own or path in bare for path in named)
+    own = _own_classes(preset)
+    return sum(path in own for path in named)
+
+
+@functools.cache
+def _own_classes(preset: str) -> frozenset[str]:
+    """The classes of a preset's modules by path and by bare name, without those that every model has."""
+    paths = {path for path in class_paths(presets.without_tensors(preset)) if not path.startswith(_EVERYWHERE)}
+    return frozenset(paths | {path.rpartition(".")[2] for path in paths})
 
 
 def _words(text: str) -> list[str]:

@@ -33,6 +33,10 @@ def load(path: str | Path) -> Ruleset:
         raise RuleFileError(shown_path, _reason(fault)) from fault
     if len(content) > MAX_FILE_BYTES:
         raise RuleFileError(shown_path, f"larger than {MAX_FILE_BYTES // 1_000_000} MB, which no rule file is")
+    if content.startswith(b"GGUF"):
+        raise RuleFileError(shown_path, "a GGUF model, not a rule file; the rules come first, the model after --model")
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise RuleFileError(shown_path, "UTF-16 text; expected UTF-8: save it again in that encoding")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as fault:

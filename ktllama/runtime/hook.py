@@ -218,6 +218,7 @@ class _Hook:
 
 _HOOK = _Hook()
 
+
 def _block(wanted: Wanted, *, explicit: Collection[str] = (), stand_ins: bool) -> Block:
     if not Path(wanted.model_path).is_file():
         raise ModelFileError(wanted.model_path, "no such file; placing a model needs the file that will be loaded")

@@ -86,11 +86,11 @@ def test_summary_without_a_glob() -> None:
     assert lines[1:4] == [
         "",
         "Modules",
-        "  module                                       layers  device    bytes  rule",
+        "  module                                       layers  device   bytes  rule",
     ]
-    assert "  model.layers.*.mlp.gate                      1, 3    cuda:0    4 MiB  2" in lines
+    assert "  model.layers.*.mlp.gate                      1, 3    cuda:0   4 MiB  2" in lines
     assert lines[-7:] == [
-        "  KV cache at 32k                              2       cuda:1    6 MiB  1",
+        "  KV cache at 32k                              2       cuda:1   6 MiB  1",
         "",
         "Devices",
         "  device  weights  KV at 32k   total",
@@ -188,7 +188,7 @@ def test_rules_with_errors_are_explained_as_far_as_they_go(given: Path) -> None:
 
 
 def test_control_characters_in_rules_do_not_reach_the_terminal(given: Path) -> None:
-    write(given / "odd.yaml", '- match: {name: "lm_head|\\e[31m"}\n  replace: {class: default}\n')
+    write(given / "odd.yaml", '- match: {name: "lm_head|\\e[31m]"}\n  replace: {class: default}\n')
     ran = ktllama("explain", "odd.yaml", "--model", "tiny.gguf", "lm_head")
     assert "\x1b" not in ran.out + ran.err
-    assert "odd.yaml:1  lm_head|\\x1b[31m\n" in ran.out
+    assert "odd.yaml:1  lm_head|\\x1b[31m]\n" in ran.out

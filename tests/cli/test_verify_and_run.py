@@ -26,11 +26,11 @@ def test_verify_of_r1_on_one_card() -> None:
         "layers          62          62",
         "KV caches       61          61",
         "tensors       1086        1086",
-        "overrides      174         174",
+        "overrides      171         171",
     ]
     assert lines[-1] == "as planned: 100%"
     card = next(line for line in lines if line.startswith("CUDA0  "))
-    assert card.split()[1:5] == ["9.3", "GiB", "2.14", "GiB"]
+    assert card.split()[1:5] == ["16.1", "GiB", "2.14", "GiB"]
 
 
 def test_verify_of_gpu_first_has_the_kv_cache_where_the_rules_say() -> None:

@@ -6,6 +6,7 @@ device a model, as llama.cpp's own table has them.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import runpy
 import sys
@@ -23,10 +24,11 @@ from ktllama.runtime.stand_ins import StandInServer, register
 def main(report: str, example: str, *arguments: str) -> None:
     library = llama_library.load()
     _report_models(library, Path(report))
-    with StandInServer(1) as server:
-        assert register(library, server.endpoint()) == ("RPC0",)
-        sys.argv = [example, *arguments]
-        runpy.run_path(example, run_name="__main__")
+    server = StandInServer(1)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))  # it must outlive models that are freed at the very end
+    assert register(library, server.endpoint()) == ("RPC0",)
+    sys.argv = [example, *arguments]
+    runpy.run_path(example, run_name="__main__")
 
 
 def _report_models(library: Any, report: Path) -> None:

@@ -194,7 +194,7 @@ def test_gpus_that_alternate_too_often_are_an_error() -> None:
     assert [(found.severity, found.message) for found in translation.lowering.diagnostics] == [
         (
             "error",
-            "the layers change device so often that llama.cpp would need 41 entries in its list of devices, and it "
+            "the layers change device so often that llama.cpp would need 40 entries in its list of devices, and it "
             "takes at most 16; give neighbouring layers the same device",
         )
     ]

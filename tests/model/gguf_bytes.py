@@ -42,7 +42,7 @@ def tensor(name: str | bytes, shape: tuple[int, ...] = (32,), *, type_number: in
 
 
 #: The keys that every model must have.
-LLAMA = (text("general.architecture", "llama"), u32("llama.block_count", 2))
+LLAMA = (text("general.architecture", "llama"), u32("llama.block_count", 4))
 
 
 def header(

@@ -113,7 +113,7 @@ def test_everything_in_a_header(tmp_path: Path, version: int) -> None:
         architecture="llama",
         metadata={
             "general.architecture": "llama",
-            "llama.block_count": 2,
+            "llama.block_count": 4,
             "general.name": "Tiny Llama",
             "general.alignment": 64,
             "a.u8": 255,
@@ -174,7 +174,7 @@ def test_a_header_beyond_the_first_chunk(tmp_path: Path) -> None:
         "v": MetadataArray(item_type=8, n_items=100_000),
         "n": MetadataArray(item_type=6, n_items=2_000_000),
         "general.architecture": "llama",
-        "llama.block_count": 2,
+        "llama.block_count": 4,
     }
 
 
@@ -568,7 +568,7 @@ def test_split_files_are_one_model(tmp_path: Path) -> None:
             "split.count": 3,
             "split.tensors.count": 3,
             "general.architecture": "llama",
-            "llama.block_count": 2,
+            "llama.block_count": 4,
         },
         tensors=tuple(
             Tensor(name=f"blk.{index + 1}.weight", shape=(32,), type="F32", n_bytes=128, file_index=index)

@@ -64,7 +64,7 @@ def test_three_layers_of_four_of_qwen3next_have_a_state_and_no_cache() -> None:
     model = presets.load("qwen3-next-80b-a3b")
     assert recurrent_layers(model) == set(range(48)) - {3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47}
     assert [kv_bytes_per_token(model, layer) for layer in (2, 3)] == [0, 2 * 256 * 2 * 2]
-    # a convolution over 2 * 16 + 32 heads of 128 that remembers 3 tokens, and 32 states of 128 by 128; f32, two sequences
+    # a convolution over 2 * 16 + 32 heads of 128 that remembers 3 tokens, and 32 states of 128 by 128, in f32, twice
     assert state_bytes(model, 2) == (3 * (2 * 16 + 32) * 128 + 32 * 128 * 128) * 4 * 2
 
 

@@ -69,6 +69,8 @@ def loaded(path: Path) -> Iterator[llama_cpp.llama_model_p]:
     params = llama_cpp.llama_model_default_params()
     params.no_alloc = True
     params.load_mode = 0  # LLAMA_LOAD_MODE_NONE: no mmap
+    no_devices = (ctypes.c_void_p * 1)(None)  # of "all there are", one may be a stand-in of another test that is gone
+    params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     assert model

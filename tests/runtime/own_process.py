@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-
-from ktllama.runtime import child_process
 
 _TIMEOUT_SECONDS = 120.0
 
@@ -30,7 +31,7 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
     def run(own_process: ProcessPoolExecutor, **arguments: Any) -> None:
         own_process.submit(_run, test.__module__, test.__name__, arguments).result(_TIMEOUT_SECONDS)
 
-    del run.__wrapped__  # type: ignore[attr-defined]  # or pytest would not see own_process
+    del run.__wrapped__  # or pytest would not see own_process
     run.__signature__ = _signature(test)  # type: ignore[attr-defined]
     run.original = test  # type: ignore[attr-defined]
     return run
@@ -39,20 +40,17 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def process() -> Iterator[ProcessPoolExecutor]:
     """A pool of one fresh process that finds this package's modules."""
-    before = dict(os.environ)
-    os.environ.update(child_process.environment())
-    try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    root = str(Path(__file__).parents[2])
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        sys.path.insert(0, root)  # a spawned process gets this path, and pytest's own way to find us is not on it
+        try:
             pool.submit(os.getpid).result(_TIMEOUT_SECONDS)
-            yield pool
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+        finally:
+            sys.path.remove(root)
+        yield pool
 
 
 def _signature(test: Callable[..., None]) -> Any:
-    import inspect
-
     own = inspect.Parameter("own_process", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     wanted = inspect.signature(test)
     return wanted.replace(parameters=[own, *wanted.parameters.values()])

@@ -112,3 +112,22 @@ def test_missing_tensor_data_is_told_from_other_errors() -> None:
     )
     assert parse([LogLine(ERROR, line)]).data_is_missing
     assert not parse([LogLine(ERROR, "llama_model_load: error loading model: missing tensor")]).data_is_missing
+
+
+def test_recurrent_states_are_read_beside_the_cache_of_a_hybrid_model() -> None:
+    log = parse(
+        LogLine(level, text)
+        for level, text in (
+            (DEBUG, "llama_kv_cache: layer   0: filtered"),
+            (DEBUG, "llama_kv_cache: layer   3: dev = CPU"),
+            (DEBUG, "llama_memory_recurrent, layer   0: dev = RPC0"),
+            (DEBUG, "llama_memory_recurrent: layer   3: skipped"),
+            (INFO, "llama_memory_recurrent:        CPU RS buffer size =   150.75 MiB"),
+            (
+                INFO,
+                "llama_memory_recurrent: size =  150.75 MiB (     2 cells,  48 layers,  2 seqs  0 rs_seq), "
+                "R (f32):    6.75 MiB, S (f32):  144.00 MiB, P (f32):    0.00 MiB",
+            ),
+        )
+    )
+    assert log == LoadLog(kv={3: "CPU"}, recurrent={0: "RPC0"}, state_bytes=round(150.75 * MIB))

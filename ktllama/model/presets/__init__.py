@@ -52,8 +52,18 @@ def load(name: str) -> ModelFile:
     return build(*PRESETS[name])
 
 
+def without_tensors(name: str) -> ModelFile:
+    """The model called ``name`` with its metadata alone, which is much faster to make."""
+    architecture, sizes = PRESETS[name]
+    return _model(architecture, sizes, ())
+
+
 def build(architecture: str, sizes: Sizes) -> ModelFile:
     """The model of these sizes, as if its file had been read."""
+    return _model(architecture, sizes, tuple(_tensors(sizes)))
+
+
+def _model(architecture: str, sizes: Sizes, tensors: tuple[Tensor, ...]) -> ModelFile:
     metadata: dict[str, MetadataValue] = {
         "general.architecture": architecture,
         "general.name": sizes.title,
@@ -64,7 +74,7 @@ def build(architecture: str, sizes: Sizes) -> ModelFile:
         name=f"{sizes.title} {sizes.quantization}",
         architecture=architecture,
         metadata=metadata,
-        tensors=tuple(_tensors(sizes)),
+        tensors=tensors,
     )
 
 
