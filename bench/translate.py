@@ -50,7 +50,10 @@ def deeper(model: ModelFile, factor: int) -> ModelFile:
 
 def many_rules(count: int) -> str:
     text = RULES.read_text()
-    rule = "- match: {{name: '^model\\.layers\\.{}\\.mlp\\.experts$'}}\n  replace: {{class: default, kwargs: {{generate_device: cpu}}}}\n"
+    rule = (
+        "- match: {{name: '^model\\.layers\\.{}\\.mlp\\.experts$'}}\n"
+        "  replace: {{class: default, kwargs: {{generate_device: cpu}}}}\n"
+    )
     return "".join(rule.format(number % 61) for number in range(count)) + text
 
 

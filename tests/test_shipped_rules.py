@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -100,3 +101,12 @@ def test_every_family_translates_to_a_command() -> None:
     for shipped in EVERY:
         settings = translate(shipped.path).settings
         assert to_command_line(settings, "m.gguf").startswith("llama-server --model m.gguf --n-gpu-layers ")
+
+
+def test_the_comparison_page_is_that_of_the_shipped_files() -> None:
+    spec = importlib.util.spec_from_file_location("make_comparison", ROOT / "docs" / "make_comparison.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page()

@@ -12,7 +12,7 @@ import sys
 from bisect import bisect_right
 from itertools import accumulate
 
-import atheris
+import atheris  # type: ignore[import-untyped]
 
 with atheris.instrument_imports(include=["ktllama"]):
     from ktllama.errors import KtllamaError
@@ -24,10 +24,27 @@ with atheris.instrument_imports(include=["ktllama"]):
 
 NAMES = {"CPU": "cpu", **{f"CUDA{n}": f"cuda:{n}" for n in range(10_000)}}
 NAMES |= {f"SYCL{n}": f"xpu:{n}" for n in range(10_000)} | {f"CANN{n}": f"npu:{n}" for n in range(10_000)}
-STEMS = (
-    "attn_norm attn_q_a attn_q_a_norm attn_q_b attn_kv_a_mqa attn_kv_a_norm attn_k_b attn_v_b attn_output ffn_norm"
-).split()
-EXPERTS = "ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps ffn_gate_shexp ffn_up_shexp ffn_down_shexp".split()
+STEMS = [
+    "attn_norm",
+    "attn_q_a",
+    "attn_q_a_norm",
+    "attn_q_b",
+    "attn_kv_a_mqa",
+    "attn_kv_a_norm",
+    "attn_k_b",
+    "attn_v_b",
+    "attn_output",
+    "ffn_norm",
+]
+EXPERTS = [
+    "ffn_gate_inp",
+    "ffn_gate_exps",
+    "ffn_up_exps",
+    "ffn_down_exps",
+    "ffn_gate_shexp",
+    "ffn_up_shexp",
+    "ffn_down_shexp",
+]
 
 
 def small_model() -> ModelFile:

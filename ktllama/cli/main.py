@@ -14,7 +14,7 @@ import click
 
 import ktllama
 from ktllama.errors import KtllamaError, LlamaCppError, RulesetError
-from ktllama.ruleset.wording import printable
+from ktllama.ruleset.wording import harmless
 
 #: Command → module that defines it and its line in ``ktllama --help``; modules are imported when they are called.
 COMMANDS = {
@@ -29,6 +29,10 @@ COMMANDS = {
 }
 
 
+class _ClosedPipeError(Exception):
+    """Nobody reads the output any more."""
+
+
 class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(COMMANDS)
@@ -38,6 +42,12 @@ class _LazyGroup(click.Group):
             return None
         command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as fault:
+            raise _ClosedPipeError from fault  # click ends with status 1 where it sees the other
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -78,13 +88,15 @@ def main() -> NoReturn:
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as fault:
-        with contextlib.suppress(OSError):
+        try:
             _show(fault)
+        except OSError:
+            _abandon(sys.stderr)
         sys.exit(fault.exit_code)
     except KtllamaError as fault:
         _complain("\n".join(_lines(fault)))
         sys.exit(fault.exit_status)
-    except BrokenPipeError:
+    except (BrokenPipeError, _ClosedPipeError):
         _abandon(sys.stdout)
         sys.exit(141)
     except OSError as fault:
@@ -101,7 +113,7 @@ def _show(fault: click.ClickException) -> None:
     """As click shows it, words of the command line made printable."""
     if isinstance(fault, click.UsageError) and fault.ctx is not None:
         click.echo(f"{fault.ctx.get_usage()}\nTry '{fault.ctx.command_path} --help' for help.\n", err=True)
-    click.echo(f"Error: {printable(fault.format_message())}", err=True)
+    click.echo(f"Error: {harmless(fault.format_message())}", err=True)
 
 
 def _take_any_character() -> None:
@@ -119,7 +131,7 @@ def _lines(fault: KtllamaError) -> list[str]:
         errors = [found for found in fault.diagnostics if found.severity == "error"]
         return [line for found in errors for line in finding_lines(found)]
     lines = [fault.reason, *(f"  llama.cpp: {line}" for line in fault.log)] if isinstance(fault, LlamaCppError) else []
-    return [printable(line) for line in lines or [str(fault)]]
+    return [harmless(line) for line in lines or [str(fault)]]
 
 
 def _complain(text: str) -> None:

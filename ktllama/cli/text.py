@@ -18,7 +18,7 @@ from ktllama.lower import emit, ik_llama
 from ktllama.model.kv_cache import kv_bytes_per_token
 from ktllama.placement.ir import TensorPlacement
 from ktllama.ruleset.rules import Rule
-from ktllama.ruleset.wording import printable, shown
+from ktllama.ruleset.wording import harmless, printable, shown
 from ktllama.translation import Translation
 from ktllama.units import format_bytes
 
@@ -63,7 +63,7 @@ class _Console(Console):
 
 def print_title(console: Console, name: str, about: str) -> None:
     """A name that the model or its file chose, and what is said about it."""
-    console.print(Text.assemble((printable(name), "bold"), f"  {about}"), soft_wrap=True)
+    console.print(Text.assemble((harmless(name), "bold"), f"  {about}"), soft_wrap=True)
 
 
 def print_heading(console: Console, title: str) -> None:
@@ -80,7 +80,7 @@ def print_findings(console: Console, diagnostics: tuple[Diagnostic, ...]) -> Non
 def print_lines(console: Console, text: str, style: str = "") -> None:
     """Print ``text`` indented by two, never cut, wrapped or padded."""
     for line in text.split("\n"):
-        console.print(Text(f"  {printable(line)}", style=style), soft_wrap=True)
+        console.print(Text(harmless(f"  {line}"), style=style), soft_wrap=True)
 
 
 def _section(console: Console, title: str, table: Table) -> None:

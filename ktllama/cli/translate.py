@@ -15,7 +15,7 @@ from ktllama.diagnostics import Diagnostic, Severity
 from ktllama.errors import RulesetError
 from ktllama.lower import emit, ik_llama
 from ktllama.model.sources import is_remote
-from ktllama.ruleset.wording import printable
+from ktllama.ruleset.wording import harmless
 from ktllama.translation import Translation, analyse
 
 _FORMATS = ("text", "json", "argv", "python", "ini")
@@ -74,7 +74,7 @@ def fails(diagnostics: tuple[Diagnostic, ...], *, strict: bool) -> bool:
 def finding_lines(found: Diagnostic) -> list[str]:
     """A finding as lines, none of which a name or a path in it can begin, end or colour."""
     head = str(dataclasses.replace(found, excerpt=()))
-    return [printable(head), *(f"    {printable(line)}" for line in found.excerpt)]
+    return [harmless(head), *(harmless(f"    {line}") for line in found.excerpt)]
 
 
 def report(diagnostics: tuple[Diagnostic, ...]) -> None:

@@ -60,7 +60,7 @@ def plan(placement: Placement, device_map: DeviceMap, load_mode: LoadMode = "aut
 
 
 def _base(placement: Placement) -> tuple[Base, list[Diagnostic]]:
-    trunk = [placement.kv.get(layer, devices.CPU) for layer in range(len(placement.kv))]
+    trunk = [placement.layers[layer] for layer in sorted(placement.layers)]
     wanted = [*trunk, *[trunk[-1] if trunk else devices.CPU] * (placement.model.n_layers - len(trunk))]
     blocks, folded = _foldable(wanted)
     found = _repeated(folded)
@@ -76,7 +76,7 @@ def _base(placement: Placement) -> tuple[Base, list[Diagnostic]]:
     if placement.ties_output and offloaded != output:
         found.append(_output_elsewhere(output, offloaded))
     layers = (*blocks, offloaded)
-    misplaced = {layer: device for layer, device in placement.kv.items() if layers[layer] != device}
+    misplaced = {layer: device for layer, device in placement.layers.items() if layers[layer] != device}
     return Base(layers=layers, runs=tuple(runs), misplaced=misplaced), found
 
 

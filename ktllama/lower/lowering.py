@@ -149,7 +149,9 @@ def _overridden_devices(placement: Placement, base: Base) -> Mapping[str, str | 
     return wanted
 
 
-def _misplaced_kv(placement: Placement, base: Base, *, too_many: bool, program: str = "llama-server") -> list[Diagnostic]:
+def _misplaced_kv(
+    placement: Placement, base: Base, *, too_many: bool, program: str = "llama-server"
+) -> list[Diagnostic]:
     why, remedy = (
         (f"the layers change device more than {MAX_DEVICES} times", "give neighbouring layers the same device")
         if too_many
@@ -159,12 +161,13 @@ def _misplaced_kv(placement: Placement, base: Base, *, too_many: bool, program: 
     for device in sorted(set(base.misplaced.values()), key=devices.order):
         layers = sorted(layer for layer, planned in base.misplaced.items() if planned == device)
         chosen = sorted({base.layers[layer] for layer in layers}, key=devices.order)
-        per_token = sum(kv_bytes_per_token(placement.model, layer) for layer in layers)
+        per_token = sum(kv_bytes_per_token(placement.model, layer) for layer in layers if layer in placement.kv)
+        what = "KV cache" if placement.kv.keys() >= set(layers) else "KV cache or recurrent state"
         found.append(
             Diagnostic(
                 code="kv-not-expressible",
                 severity="warning",
-                message=f"the KV cache of layer {layer_ranges(layers)} belongs on {device}, but {why}: it goes to "
+                message=f"the {what} of layer {layer_ranges(layers)} belongs on {device}, but {why}: it goes to "
                 f"{' and '.join(chosen)}, where it takes {format_bytes(per_token)} a token, "
                 f"{format_bytes(per_token * _CONTEXT_FOR_MESSAGES)} at {_CONTEXT_FOR_MESSAGES} tokens (f16); {remedy}",
             )

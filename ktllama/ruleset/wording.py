@@ -16,6 +16,13 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
+def harmless(line: str) -> str:
+    """``line`` made printable, and no command to GitHub Actions, whose runner obeys ``::`` and ``##[`` in a log."""
+    shown_line = printable(line).replace("##[", r"#\x23[")
+    bare = shown_line.lstrip()
+    return shown_line.replace("::", r"\x3a:", 1) if bare.startswith("::") else shown_line
+
+
 def _escaped(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 

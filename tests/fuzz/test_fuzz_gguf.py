@@ -52,7 +52,8 @@ def read_and_plan(path: Path, content: bytes) -> None:
         model = gguf.read(path, header_only=True)
         done = analyse(RULES, model)
     except KtllamaError as fault:
-        assert str(fault).isprintable()
+        told = str(fault)
+        assert told.isprintable()
         return
     assert set(done.placement.tensors) == {tensor.name for tensor in model.tensors}
     if not done.has_errors:

@@ -56,8 +56,12 @@ CLASSES = st.sampled_from(
     ]
 )
 REPLACEMENTS = st.sampled_from(
-    ["default", "ktransformers.operators.linear.KTransformersLinear", "ktransformers.operators.experts.KTransformersExperts"]
-)  # fmt: skip
+    [
+        "default",
+        "ktransformers.operators.linear.KTransformersLinear",
+        "ktransformers.operators.experts.KTransformersExperts",
+    ]
+)
 
 
 @st.composite
@@ -65,7 +69,8 @@ def rules(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Rules without a mistake; every one names its device."""
     made = []
     for _ in range(draw(st.integers(0, 7))):
-        match = draw(st.fixed_dictionaries({}, optional={"name": PATTERNS, "class": CLASSES}).filter(bool))
+        name, path = st.fixed_dictionaries({"name": PATTERNS}), st.fixed_dictionaries({"class": CLASSES})
+        match = draw(name | path | st.builds(lambda one, other: one | other, name, path))
         kwargs: dict[str, object] = {"generate_device": draw(DEVICES)}
         if draw(st.booleans()):
             kwargs["prefill_device"] = draw(DEVICES)
@@ -79,7 +84,7 @@ def rules(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 def generate_devices(tree: ModuleTree, said: list[dict[str, Any]]) -> list[str]:
-    """``gen_optimize_config`` of ktransformers v0.3.2 (optimize/optimize.py), as written there: walk, first match wins."""
+    """``gen_optimize_config`` of ktransformers v0.3.2 (optimize/optimize.py), as it goes: walk, first match wins."""
     found = [""] * len(tree.modules)
 
     def is_a(module: Module, path: str) -> bool:
@@ -149,7 +154,19 @@ SCALARS = st.one_of(
     st.text(st.characters(codec="utf-8"), max_size=8),
 )
 KEYS = st.sampled_from(
-    "match name class replace kwargs recursive generate_device prefill_device out_device transfer_map generate_op".split()
+    [
+        "match",
+        "name",
+        "class",
+        "replace",
+        "kwargs",
+        "recursive",
+        "generate_device",
+        "prefill_device",
+        "out_device",
+        "transfer_map",
+        "generate_op",
+    ]
 )
 ANYTHING = st.recursive(
     SCALARS,
