@@ -17,10 +17,9 @@ def printable(text: str) -> str:
 
 
 def harmless(line: str) -> str:
-    """``line`` made printable, and no command to GitHub Actions, whose runner obeys ``::`` and ``##[`` in a log."""
-    shown_line = printable(line).replace("##[", r"#\x23[")
-    bare = shown_line.lstrip()
-    return shown_line.replace("::", r"\x3a:", 1) if bare.startswith("::") else shown_line
+    """``line`` made printable, and no command to GitHub Actions, whose runner obeys lines that begin with ``::``."""
+    made = printable(line)
+    return made.replace("::", r"\x3a:", 1) if made.lstrip().startswith("::") else made
 
 
 def _escaped(char: str) -> str:

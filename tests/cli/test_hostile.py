@@ -33,7 +33,6 @@ EVIL = {
     "command": "\n::error file=x::pwned",
     "return": "\r::error::pwned",
     "first": "::error file=x::pwned",
-    "old": "##[error]pwned",
     "markup": "[bold]x[/bold][link=http://e]y[/link]",
     "close": "[/]",
     "emoji": ":bomb:",
@@ -52,7 +51,6 @@ def safe(ran: Ran) -> Ran:
     for text in (ran.out, ran.err):
         odd = {char for char in text if not char.isprintable()} - {"\n"}
         assert not odd, (odd, text)
-        assert "##[" not in text or text.startswith("[\n") or text.startswith("{\n")
         assert not any("Traceback" in line or line.lstrip().startswith("::error file=x:") for line in text.split("\n"))
     return ran
 
@@ -220,11 +218,9 @@ def test_commas_and_equals_in_tensor_names_cannot_add_an_override(rules: Path, t
     names = ["token_embd.weight", "output.weight", "blk.0.attn_norm.weight", "a,.*=CPU", "blk.0.x,.*=CUDA9,y"]
     tensors = tuple(raw.tensor(name, offset=128 * number) for number, name in enumerate(names))
     model.write_bytes(raw.complete(raw.header(raw.LLAMA, tensors), data_bytes=1000))
-    words = shlex.split(ktllama("translate", str(rules), "--model", str(model), "--format", "argv").out)
-    overrides = words[words.index("--override-tensor") + 1].split(",") if "--override-tensor" in words else []
-    assert overrides
-    assert {override.rpartition("=")[2] for override in overrides} <= {"CPU", "CUDA0"}
-    assert all(override.count("=") == 1 for override in overrides)
+    words = ["translate", str(rules), "--model", str(model), "--default-device", "cuda:1", "--format", "argv"]
+    command = shlex.split(ktllama(*words).out)
+    assert command[command.index("--override-tensor") + 1].split(",") == [r"^a\x2c\.\*\x3dCPU$=CUDA1"]
 
 
 # Files that are something else
