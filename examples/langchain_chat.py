@@ -13,7 +13,7 @@ import ktllama
 
 
 def main(model_path: str, rules: str) -> None:
-    with ktllama.placed(rules, model_path):
+    with ktllama.placement(rules, model_path):
         chat = ChatLlamaCpp(model_path=model_path, n_ctx=512, max_tokens=16, verbose=False)
     print(chat.invoke("Name a colour.").content)
 

@@ -13,7 +13,7 @@ import ktllama
 
 
 def main(model_path: str, rules: str) -> None:
-    with ktllama.placed(rules, model_path):
+    with ktllama.placement(rules, model_path):
         llm = LlamaCPP(model_path=model_path, context_window=512, max_new_tokens=16, verbose=False)
     print(llm.complete("Name a colour:").text)
 

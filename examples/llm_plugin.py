@@ -14,7 +14,7 @@ import ktllama
 
 def main(model_path: str, rules: str) -> None:
     model = GgufChatModel("placed", model_path, n_ctx=512)
-    with ktllama.placed(rules, model_path):
+    with ktllama.placement(rules, model_path):
         for piece in model.prompt("Name a colour."):
             print(piece, end="", flush=True)
     print()

@@ -10,7 +10,7 @@ import ktllama
 
 
 def main(model_path: str, rules: str) -> None:
-    with ktllama.placed(rules, model_path):
+    with ktllama.placement(rules, model_path):
         llm = llama_cpp.Llama(model_path, n_ctx=512, verbose=False)
     # the same without a block: llm = ktllama.Llama(model_path, rules=rules, n_ctx=512, verbose=False)
     answer = llm.create_chat_completion([{"role": "user", "content": "Name a colour."}], max_tokens=16)

@@ -16,7 +16,7 @@ import ktllama
 
 
 def main(model_path: str, rules: str, port: str = "8000") -> None:
-    with ktllama.placed(rules, model_path):
+    with ktllama.placement(rules, model_path):
         app = create_app(
             server_settings=ServerSettings(),
             model_settings=[ModelSettings(model=model_path, model_alias="placed", n_ctx=512, verbose=False)],

@@ -1,7 +1,7 @@
 """ktllama: ktransformers placement rules for llama.cpp.
 
-``translate`` compiles a rule file; ``placed`` and ``applied`` make llama-cpp-python load a model under what comes out,
-``Llama`` is its class with rules, ``verify`` and ``load`` prove a placement and run it.
+``translate`` compiles a rule file; ``placement`` and ``applied`` make llama-cpp-python load a model under what comes
+out, ``Llama`` is its class with rules, ``verify`` and ``load`` prove a placement and run it.
 Names are imported on first use, so that ``import ktllama`` is cheap and needs no llama.cpp.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ktllama.lower.settings import LlamaSettings, TensorOverride
     from ktllama.runtime.conflicts import PlacementConflictError, SettingsConflictError
     from ktllama.runtime.context_options import ContextOptions
-    from ktllama.runtime.hook import applied, placed
+    from ktllama.runtime.hook import applied, placement
     from ktllama.runtime.load import load
     from ktllama.runtime.placed_llama import Llama
     from ktllama.runtime.verify import verify
@@ -50,7 +50,7 @@ _HOMES = {
     "SettingsConflictError": "ktllama.runtime.conflicts",
     "ContextOptions": "ktllama.runtime.context_options",
     "applied": "ktllama.runtime.hook",
-    "placed": "ktllama.runtime.hook",
+    "placement": "ktllama.runtime.hook",
     "load": "ktllama.runtime.load",
     "Llama": "ktllama.runtime.placed_llama",
     "verify": "ktllama.runtime.verify",
@@ -83,7 +83,7 @@ __all__ = [
     "analyse",
     "applied",
     "load",
-    "placed",
+    "placement",
     "translate",
     "verify",
 ]

@@ -67,7 +67,7 @@ RULESET_CODES: Mapping[str, CodeInfo] = {
     "too-many-findings": _note("Findings were left out because there are too many.", "Repair the first ones."),
 }
 
-#: Codes of ``ktllama.placement``: rules held against a model, and the plan that comes of them.
+#: Codes of ``ktllama.placing``: rules held against a model, and the plan that comes of them.
 PLACEMENT_CODES: Mapping[str, CodeInfo] = {
     "regex-runaway": _error(
         "A pattern backtracks without end on the model's module names and was stopped.",

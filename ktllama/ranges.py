@@ -51,7 +51,10 @@ def _alternatives(texts: Sequence[str]) -> list[str]:
     for digit, tails in endings.items():
         heads.setdefault(tuple(tails), []).append(digit)
     return [
-        head + tail for tails, digits in heads.items() for head in _digit_classes(digits) for tail in _alternatives(tails)
+        head + tail
+        for tails, digits in heads.items()
+        for head in _digit_classes(digits)
+        for tail in _alternatives(tails)
     ]
 
 

@@ -16,10 +16,10 @@ from ktllama.lower.settings import LlamaSettings, LoadMode, Target
 from ktllama.model import modules, presets, quantization, sources
 from ktllama.model.guess import guess_preset
 from ktllama.model.model_file import ModelFile
-from ktllama.placement.budget import check_budget
-from ktllama.placement.ir import Placement
-from ktllama.placement.place import place
-from ktllama.placement.resolve import DEFAULT_DEVICE, Resolution, resolve
+from ktllama.placing.budget import check_budget
+from ktllama.placing.ir import Placement
+from ktllama.placing.place import place
+from ktllama.placing.resolve import DEFAULT_DEVICE, Resolution, resolve
 from ktllama.ruleset import loader
 from ktllama.ruleset.rules import Ruleset
 

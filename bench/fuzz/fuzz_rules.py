@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["ktllama"]):
     from ktllama.errors import KtllamaError
     from ktllama.model.model_file import ModelFile, Tensor
     from ktllama.model.modules import block_of
-    from ktllama.placement import searching
+    from ktllama.placing import searching
     from ktllama.ruleset import loader
     from ktllama.translation import Translation, analyse
 

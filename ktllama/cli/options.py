@@ -16,7 +16,7 @@ from ktllama.lower.settings import LoadMode, Target
 from ktllama.model.kv_cache import CACHE_TYPES
 from ktllama.model.quantization import DEFAULT, MIXES
 from ktllama.model.sources import is_remote
-from ktllama.placement.resolve import DEFAULT_DEVICE
+from ktllama.placing.resolve import DEFAULT_DEVICE
 from ktllama.translation import Options
 from ktllama.units import parse_bytes
 

@@ -16,7 +16,7 @@ from ktllama.diagnostics import Diagnostic
 from ktllama.layers import layer_ranges
 from ktllama.lower import emit, ik_llama
 from ktllama.model.kv_cache import kv_bytes_per_token
-from ktllama.placement.ir import TensorPlacement
+from ktllama.placing.ir import TensorPlacement
 from ktllama.ruleset.rules import Rule
 from ktllama.ruleset.wording import harmless, printable, shown
 from ktllama.translation import Translation

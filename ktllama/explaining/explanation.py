@@ -16,9 +16,9 @@ from ktllama.explaining.kinds import kind_of, layer_of
 from ktllama.lower.lowering import base_device
 from ktllama.model.kv_cache import kv_bytes_per_token
 from ktllama.model.modules import ancestors
-from ktllama.placement.ir import TensorPlacement
-from ktllama.placement.place import PER_LAYER_TENSORS
-from ktllama.placement.resolve import Decision, own_prefill_default
+from ktllama.placing.ir import TensorPlacement
+from ktllama.placing.place import PER_LAYER_TENSORS
+from ktllama.placing.resolve import Decision, own_prefill_default
 from ktllama.ruleset.rules import Rule
 from ktllama.ruleset.wording import shown
 from ktllama.translation import Translation

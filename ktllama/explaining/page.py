@@ -15,7 +15,7 @@ from ktllama.explaining.explanation import Explainer
 from ktllama.explaining.kinds import ROWS, layer_of, row_of
 from ktllama.explaining.sentences import llama_text, match_text, replace_text, why_text
 from ktllama.explaining.summary import DifferentModelsError, totals
-from ktllama.placement.ir import TensorPlacement
+from ktllama.placing.ir import TensorPlacement
 from ktllama.ruleset.wording import shown
 from ktllama.translation import Translation
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ktllama.explaining.explanation import Llama, Why
-from ktllama.placement.resolve import DEFAULT_DEVICE
+from ktllama.placing.resolve import DEFAULT_DEVICE
 from ktllama.ruleset.rules import DEFAULT_CLASS, Rule
 from ktllama.ruleset.wording import shown
 

@@ -11,7 +11,7 @@ from ktllama.errors import KtllamaError
 from ktllama.explaining.explanation import Explainer
 from ktllama.explaining.kinds import kind_of, layer_of
 from ktllama.model.kv_cache import kv_bytes_per_token
-from ktllama.placement.ir import TensorPlacement
+from ktllama.placing.ir import TensorPlacement
 from ktllama.translation import Translation
 
 #: How the KV caches of the layers are called among the kinds of modules.

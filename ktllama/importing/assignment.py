@@ -20,7 +20,7 @@ from ktllama.importing.errors import CommandLineError
 from ktllama.lower.lowering import MAX_DEVICES
 from ktllama.model.model_file import ModelFile
 from ktllama.model.modules import block_of
-from ktllama.placement.searching import TIME_LIMIT, RunawayPatternError, search_all
+from ktllama.placing.searching import TIME_LIMIT, RunawayPatternError, search_all
 
 _EMBEDDING = "token_embd.weight"
 _CPU = "CPU"

@@ -19,7 +19,7 @@ from ktllama.importing.shell import split_words
 from ktllama.importing.wishes import Wishes, wishes
 from ktllama.model import modules
 from ktllama.model.model_file import ModelFile
-from ktllama.placement.ir import Placement
+from ktllama.placing.ir import Placement
 from ktllama.ruleset import loader
 from ktllama.translation import Options, analyse
 

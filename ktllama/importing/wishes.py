@@ -15,8 +15,8 @@ from ktllama.diagnostics import Diagnostic
 from ktllama.importing.assignment import Assignment
 from ktllama.layers import layer_ranges
 from ktllama.model.modules import ModuleTree, ancestors, block_of
-from ktllama.placement.place import PER_LAYER_TENSORS
-from ktllama.placement.resolve import DEFAULT_DEVICE
+from ktllama.placing.place import PER_LAYER_TENSORS
+from ktllama.placing.resolve import DEFAULT_DEVICE
 
 #: Stands for the number of any expert in the name of an expert's part.
 ANY_EXPERT = "*"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ktllama import devices
-from ktllama.placement.ir import Placement
+from ktllama.placing.ir import Placement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,8 +85,8 @@ def to_ini(settings: LlamaSettings, model_path: str, section: str) -> str:
         raise EmitError(f"{model_path!r}: a llama-server preset file cannot hold a path with ';', '#' or a line break")
     if not model_path.isprintable() or model_path != model_path.strip():
         raise EmitError(
-            f"{model_path!r}: a llama-server preset file cannot hold a path with unprintable characters, or with spaces "
-            "at an end; rename the file"
+            f"{model_path!r}: a llama-server preset file cannot hold a path with unprintable characters, or with "
+            "spaces at an end; rename the file"
         )
     name = "".join(character if character.isalnum() or character in "._-" else "-" for character in section)
     pairs = [("model", model_path), *server_options(settings)]

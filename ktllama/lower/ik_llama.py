@@ -21,8 +21,8 @@ from ktllama.lower.base import Base
 from ktllama.lower.patterns import patterns_for, prove
 from ktllama.lower.settings import LlamaSettings, LoadMode, TensorOverride
 from ktllama.model.modules import block_of
-from ktllama.placement.ir import Placement
-from ktllama.placement.place import PER_LAYER_TENSORS
+from ktllama.placing.ir import Placement
+from ktllama.placing.place import PER_LAYER_TENSORS
 
 _EMBEDDING = "token_embd.weight"
 _OFFLOAD_NOTHING = "-1,0"

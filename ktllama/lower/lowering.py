@@ -16,11 +16,12 @@ from ktllama.lower.patterns import patterns_for, prove
 from ktllama.lower.settings import LlamaSettings, LoadMode, Target, TensorOverride
 from ktllama.model.kv_cache import kv_bytes_per_token
 from ktllama.model.modules import block_of
-from ktllama.placement.ir import Placement
-from ktllama.placement.place import PER_LAYER_TENSORS
+from ktllama.placing.ir import Placement
+from ktllama.placing.place import PER_LAYER_TENSORS
 from ktllama.units import format_bytes
 
-#: llama_max_devices() and llama_max_tensor_buft_overrides() less its end marker (src/llama.cpp, llama-cpp-python 0.3.36).
+#: llama_max_devices(), and llama_max_tensor_buft_overrides() less its end marker (src/llama.cpp of
+#: llama-cpp-python 0.3.36).
 MAX_DEVICES = 16
 MAX_OVERRIDES = 4095
 
@@ -86,8 +87,8 @@ def _unpinned(placement: Placement, load_mode: LoadMode) -> list[Diagnostic]:
         Diagnostic(
             code="unpinned",
             severity="note",
-            message=f"{format_bytes(n_bytes)} on the CPU are streamed to a GPU for long prompts, from mapped memory; with "
-            "that much free RAM, --load-mode none pins them, which makes prefill faster",
+            message=f"{format_bytes(n_bytes)} on the CPU are streamed to a GPU for long prompts, from mapped memory; "
+            "with that much free RAM, --load-mode none pins them, which makes prefill faster",
         )
     ]
 

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from ktllama.errors import UnknownPresetError
 from ktllama.model import presets
 from ktllama.model.modules import class_paths
-from ktllama.placement.searching import RunawayPatternError, Searcher, compiled
+from ktllama.placing.searching import RunawayPatternError, Searcher, compiled
 from ktllama.ruleset.rules import Ruleset
 
 #: Classes that say nothing about the model.

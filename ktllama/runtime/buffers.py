@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from ktllama.devices import DeviceMap
 from ktllama.errors import LlamaCppError
-from ktllama.placement.ir import Placement
-from ktllama.placement.place import PER_LAYER_TENSORS
+from ktllama.placing.ir import Placement
+from ktllama.placing.place import PER_LAYER_TENSORS
 from ktllama.runtime import tensor_map
 from ktllama.runtime.device_list import buffer_device
 from ktllama.runtime.dry_run_log import SIZE_RESOLUTION_BYTES

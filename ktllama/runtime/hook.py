@@ -39,7 +39,7 @@ _PLACED_FIELDS = ("devices", "tensor_buft_overrides", "n_gpu_layers", "split_mod
 
 
 @contextmanager
-def placed(
+def placement(
     rules: str | os.PathLike[str] | Ruleset,
     model_path: str | os.PathLike[str],
     *,
@@ -71,11 +71,11 @@ def placed(
 
 @contextmanager
 def applied(settings: LlamaSettings, model_path: str | os.PathLike[str], *, stand_ins: bool = False) -> Iterator[None]:
-    """Like :func:`placed`, with settings that were compiled before.
+    """Like :func:`placement`, with settings that were compiled before.
 
     Raises:
         ModelFileError: when the file cannot be read as a model.
-        DeviceError, LlamaCppError, PlacementConflictError, SettingsConflictError: as :func:`placed` does.
+        DeviceError, LlamaCppError, PlacementConflictError, SettingsConflictError: as :func:`placement` does.
     """
     path = os.fspath(model_path)
     n_layers = gguf.read(path, header_only=True).n_layers
@@ -107,7 +107,7 @@ def block_of_rules(
     options: Options | None,
     stand_ins: bool,
 ) -> Block:
-    """Compile ``rules`` for the model file and bind what comes out to this machine's devices; raises as ``placed``."""
+    """Compile ``rules`` for the model file and bind the result to this machine's devices; raises as ``placement``."""
     path = os.fspath(model_path)
     done = translate(rules, path, options=options)
     wanted = Wanted(settings=done.settings, source=done.ruleset.file, model_path=path, n_layers=done.model.n_layers)

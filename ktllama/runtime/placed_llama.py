@@ -30,7 +30,7 @@ class Llama(llama_cpp.Llama):  # type: ignore[misc]  # llama-cpp-python has no s
 
     Raises:
         TypeError: for an argument that ``llama_cpp.Llama`` does not have (it would drop it without a word).
-        KtllamaError: everything that :func:`ktllama.placed` raises, and a SettingsConflictError also for a default
+        KtllamaError: everything that :func:`ktllama.placement` raises, and a SettingsConflictError also for a default
             that is written out against the rules, such as ``n_gpu_layers=0``.
     """
 

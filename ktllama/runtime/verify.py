@@ -15,8 +15,8 @@ from ktllama.lower.settings import LlamaSettings
 from ktllama.model.kv_cache import kv_bytes_per_token, n_cells, state_bytes
 from ktllama.model.model_file import ModelFile
 from ktllama.model.modules import block_of
-from ktllama.placement.ir import Placement
-from ktllama.placement.place import PER_LAYER_TENSORS
+from ktllama.placing.ir import Placement
+from ktllama.placing.place import PER_LAYER_TENSORS
 from ktllama.runtime.base_layers import base_devices
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.device_binding import CPU

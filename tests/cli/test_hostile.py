@@ -401,7 +401,7 @@ def test_interrupted_in_a_search_it_ends_with_130(rules: Path) -> None:
 
 
 def test_ten_thousand_rules_need_each_a_search_at_most(monkeypatch: pytest.MonkeyPatch, rules: Path) -> None:
-    from ktllama.placement import searching
+    from ktllama.placing import searching
 
     searched: list[int] = []
     original = searching.Searcher.search_all
@@ -421,7 +421,7 @@ def test_ten_thousand_rules_need_each_a_search_at_most(monkeypatch: pytest.Monke
 
 
 def test_all_patterns_together_have_a_limit(monkeypatch: pytest.MonkeyPatch, rules: Path) -> None:
-    from ktllama.placement import resolve, searching
+    from ktllama.placing import resolve, searching
 
     monkeypatch.setattr(searching, "ALL_TIME_LIMIT", 0.0)
     monkeypatch.setattr(resolve, "ALL_TIME_LIMIT", 0.0)

@@ -16,7 +16,7 @@ from ktllama.lower.lowering import Lowering
 from ktllama.lower.settings import LlamaSettings
 from ktllama.model.model_file import ModelFile
 from ktllama.model.modules import block_of
-from ktllama.placement.ir import Placement
+from ktllama.placing.ir import Placement
 from ktllama.ruleset import loader
 from ktllama.translation import Options, Translation, analyse
 from tests.cli.runner import ktllama

@@ -15,7 +15,7 @@ from ktllama.lower.lowering import Lowering, lower
 from ktllama.lower.settings import LlamaSettings, Target, TensorOverride
 from ktllama.model.model_file import ModelFile
 from ktllama.model.modules import block_of
-from ktllama.placement.ir import Placement
+from ktllama.placing.ir import Placement
 from ktllama.ruleset import loader
 from ktllama.translation import Options, analyse
 from tests.models import deepseek, rule

@@ -29,7 +29,9 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(test)
     def run(own_process: ProcessPoolExecutor, **arguments: Any) -> None:
-        own_process.submit(_run, test.__module__, test.__name__, arguments).result(_TIMEOUT_SECONDS)
+        skipped = own_process.submit(_run, test.__module__, test.__name__, arguments).result(_TIMEOUT_SECONDS)
+        if skipped is not None:
+            pytest.skip(skipped)
 
     del run.__wrapped__  # or pytest would not see own_process
     run.__signature__ = _signature(test)  # type: ignore[attr-defined]
@@ -56,6 +58,11 @@ def _signature(test: Callable[..., None]) -> Any:
     return wanted.replace(parameters=[own, *wanted.parameters.values()])
 
 
-def _run(module: str, name: str, arguments: dict[str, Any]) -> None:
+def _run(module: str, name: str, arguments: dict[str, Any]) -> str | None:
+    """Run the test; the reason where it skips itself, which pytest's own exception cannot bring to another process."""
     pytest.register_assert_rewrite(module)
-    getattr(importlib.import_module(module), name).original(**arguments)
+    try:
+        getattr(importlib.import_module(module), name).original(**arguments)
+    except pytest.skip.Exception as skip:
+        return str(skip)
+    return None

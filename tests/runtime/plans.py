@@ -9,7 +9,7 @@ from dataclasses import replace
 from ktllama.lower.settings import LlamaSettings, TensorOverride
 from ktllama.model.model_file import ModelFile
 from ktllama.model.modules import block_of
-from ktllama.placement.ir import Placement, TensorPlacement
+from ktllama.placing.ir import Placement, TensorPlacement
 
 RULE_DEVICES = {"CPU": "cpu", "CUDA0": "cuda:0", "CUDA1": "cuda:1"}
 

@@ -69,7 +69,7 @@ def test_a_model_is_placed_and_says_the_same(llama: Path, tmp_path: Path) -> Non
     plain = _llama(llama)
     wanted = plain("hello", max_tokens=8, temperature=0)["choices"]
     assert _on(plain) == ALL_ON_CPU
-    with ktllama.placed(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
+    with ktllama.placement(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
         llm = _llama(llama)
     assert _on(llm) == ALL_ON_GPU
     assert llm("hello", max_tokens=8, temperature=0)["choices"] == wanted
@@ -87,13 +87,13 @@ def test_compiled_settings_are_applied(llama: Path, tmp_path: Path) -> None:
 @in_own_process
 def test_the_hook_is_gone_after_the_block_and_after_an_exception(llama: Path, tmp_path: Path) -> None:
     rules, before = _rules(tmp_path, CPU_RULES), _hooks()
-    with ktllama.placed(rules, llama):
+    with ktllama.placement(rules, llama):
         assert not any(function in before for function in _hooks())
-        with ktllama.placed(rules, llama):
+        with ktllama.placement(rules, llama):
             inner = _hooks()
         assert _hooks() == inner
     assert _hooks() == before
-    with pytest.raises(ZeroDivisionError), ktllama.placed(rules, llama):
+    with pytest.raises(ZeroDivisionError), ktllama.placement(rules, llama):
         raise ZeroDivisionError
     assert _hooks() == before
 
@@ -101,7 +101,7 @@ def test_the_hook_is_gone_after_the_block_and_after_an_exception(llama: Path, tm
 @in_own_process
 def test_rules_with_errors_never_install_it(llama: Path, tmp_path: Path) -> None:
     before = _hooks()
-    with pytest.raises(ktllama.RulesetError), ktllama.placed(_rules(tmp_path, rule("", "gpu")), llama):
+    with pytest.raises(ktllama.RulesetError), ktllama.placement(_rules(tmp_path, rule("", "gpu")), llama):
         pass
     with (
         pytest.raises(ktllama.DeviceError),
@@ -117,7 +117,7 @@ def test_a_function_that_somebody_put_on_top_stays(llama: Path, tmp_path: Path) 
 
     api, rules = llama_cpp.llama_cpp, _rules(tmp_path, GPU_RULES)
     before, paths = api.llama_model_load_from_file, []
-    with ktllama.placed(rules, llama, stand_ins=True):
+    with ktllama.placement(rules, llama, stand_ins=True):
         ours = api.llama_model_load_from_file
 
         def on_top(path: bytes, params: Any) -> Any:
@@ -128,7 +128,7 @@ def test_a_function_that_somebody_put_on_top_stays(llama: Path, tmp_path: Path) 
     try:
         assert api.llama_model_load_from_file is on_top
         assert _on(_llama(llama)) == ALL_ON_CPU
-        with ktllama.placed(rules, llama, stand_ins=True):
+        with ktllama.placement(rules, llama, stand_ins=True):
             assert _on(_llama(llama)) == ALL_ON_GPU
         assert len(paths) == 2
     finally:
@@ -137,7 +137,7 @@ def test_a_function_that_somebody_put_on_top_stays(llama: Path, tmp_path: Path) 
 
 @in_own_process
 def test_other_models_in_the_block_are_left_alone(llama: Path, deepseek: Path, tmp_path: Path) -> None:
-    with ktllama.placed(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
+    with ktllama.placement(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
         other = _llama(deepseek)
         assert set(_on(other)) == {"CPU"}
         assert other.context_params.op_offload  # llama.cpp's default
@@ -148,17 +148,17 @@ def test_other_models_in_the_block_are_left_alone(llama: Path, deepseek: Path, t
 def test_a_model_is_known_by_any_of_its_names(llama: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.gguf"
     link.symlink_to(llama)
-    with ktllama.placed(_rules(tmp_path, GPU_RULES), link, stand_ins=True):
+    with ktllama.placement(_rules(tmp_path, GPU_RULES), link, stand_ins=True):
         assert _on(_llama(llama)) == ALL_ON_GPU
 
 
 @in_own_process
 def test_nested_blocks_place_each_its_own(llama: Path, deepseek: Path, tmp_path: Path) -> None:
     cpu, gpu = _rules(tmp_path, CPU_RULES, "cpu.yaml"), _rules(tmp_path, GPU_RULES, "gpu.yaml")
-    with ktllama.placed(cpu, deepseek), ktllama.placed(gpu, llama, stand_ins=True):
+    with ktllama.placement(cpu, deepseek), ktllama.placement(gpu, llama, stand_ins=True):
         assert _on(_llama(llama)) == ALL_ON_GPU
         assert set(_on(_llama(deepseek))) == {"CPU"}
-        with ktllama.placed(gpu, llama, stand_ins=True):
+        with ktllama.placement(gpu, llama, stand_ins=True):
             pass
         assert _on(_llama(llama)) == ALL_ON_GPU
 
@@ -167,7 +167,7 @@ def test_nested_blocks_place_each_its_own(llama: Path, deepseek: Path, tmp_path:
 def test_a_worker_thread_of_the_app_loads_placed(llama: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()  # the thread is there before the block
-        with ktllama.placed(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
+        with ktllama.placement(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
             assert pool.submit(lambda: _on(_llama(llama))).result() == ALL_ON_GPU
 
 
@@ -177,7 +177,7 @@ def test_two_threads_place_two_models_at_once(llama: Path, deepseek: Path, tmp_p
     meet, before = threading.Barrier(2, timeout=60), _hooks()
 
     def place(rules: str, path: Path) -> dict[str, int]:
-        with ktllama.placed(rules, path, stand_ins=True):
+        with ktllama.placement(rules, path, stand_ins=True):
             meet.wait()
             found = _on(_llama(path))
             meet.wait()
@@ -194,8 +194,8 @@ def test_two_threads_place_two_models_at_once(llama: Path, deepseek: Path, tmp_p
 @in_own_process
 def test_two_placements_of_one_file_are_refused_by_name(llama: Path, tmp_path: Path) -> None:
     cpu, gpu = _rules(tmp_path, CPU_RULES, "cpu.yaml"), _rules(tmp_path, GPU_RULES, "gpu.yaml")
-    with ktllama.placed(gpu, llama, stand_ins=True):
-        with pytest.raises(ktllama.PlacementConflictError) as raised, ktllama.placed(cpu, llama):
+    with ktllama.placement(gpu, llama, stand_ins=True):
+        with pytest.raises(ktllama.PlacementConflictError) as raised, ktllama.placement(cpu, llama):
             pass
         assert _on(_llama(llama)) == ALL_ON_GPU
     assert str(raised.value) == (
@@ -234,7 +234,7 @@ def test_what_the_caller_passes_is_held_against_the_rules(
     llama: Path, tmp_path: Path, rules: str, keywords: dict[str, Any], said: tuple[str, object, object] | None
 ) -> None:
     path = _rules(tmp_path, rules)
-    with ktllama.placed(path, llama, stand_ins=True):
+    with ktllama.placement(path, llama, stand_ins=True):
         if said is None:
             _llama(llama, **keywords)
             return
@@ -252,7 +252,7 @@ def test_what_the_caller_passes_is_held_against_the_rules(
 def test_a_load_that_brings_its_own_devices_is_refused(llama: Path, tmp_path: Path) -> None:
     settings = LlamaSettings(n_gpu_layers=0)
     with (
-        ktllama.placed(_rules(tmp_path, CPU_RULES), llama),
+        ktllama.placement(_rules(tmp_path, CPU_RULES), llama),
         pytest.raises(ktllama.SettingsConflictError, match="devices=a list of its own"),
     ):
         ktllama.load(llama, settings, ktllama.ContextOptions(n_ctx=64))
@@ -260,7 +260,7 @@ def test_a_load_that_brings_its_own_devices_is_refused(llama: Path, tmp_path: Pa
 
 @in_own_process
 def test_the_arrays_live_as_long_as_the_model_and_no_longer(llama: Path, tmp_path: Path) -> None:
-    with ktllama.placed(_rules(tmp_path, HALF_RULES), llama, stand_ins=True):
+    with ktllama.placement(_rules(tmp_path, HALF_RULES), llama, stand_ins=True):
         llm = _llama(llama)
         arrays = weakref.ref(llm.model_params.ktllama_kept_alive.params)
     gc.collect()
@@ -273,7 +273,7 @@ def test_the_arrays_live_as_long_as_the_model_and_no_longer(llama: Path, tmp_pat
 
 @in_own_process
 def test_models_that_come_and_go_in_one_block_are_all_placed(llama: Path, deepseek: Path, tmp_path: Path) -> None:
-    with ktllama.placed(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
+    with ktllama.placement(_rules(tmp_path, GPU_RULES), llama, stand_ins=True):
         for _ in range(4):  # freed handles come again, also for the other model
             placed = _llama(llama)
             assert (_on(placed), placed.context_params.op_offload) == (ALL_ON_GPU, False)
@@ -295,7 +295,7 @@ def test_the_log_stays_the_apps(llama: Path, tmp_path: Path) -> None:
     llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(user_data))
     llama_cpp.llama_log_set(own, ctypes.c_void_p(0))
     try:
-        with ktllama.placed(_rules(tmp_path, CPU_RULES), llama):
+        with ktllama.placement(_rules(tmp_path, CPU_RULES), llama):
             _llama(llama)
     finally:
         llama_cpp.llama_log_set(callback, user_data)
@@ -309,7 +309,7 @@ def test_a_server_that_loads_at_a_request_is_placed(llama: Path, deepseek: Path,
     from llama_cpp.server.settings import ModelSettings
 
     models = [ModelSettings(model=str(path), model_alias=path.stem, n_ctx=64) for path in (deepseek, llama)]
-    with ktllama.placed(_rules(tmp_path, GPU_RULES), llama, stand_ins=True), ThreadPoolExecutor(1) as pool:
+    with ktllama.placement(_rules(tmp_path, GPU_RULES), llama, stand_ins=True), ThreadPoolExecutor(1) as pool:
         proxy = LlamaProxy(models)
         assert set(_on(proxy("deepseek"))) == {"CPU"}
         assert pool.submit(lambda: _on(proxy("llama"))).result() == ALL_ON_GPU

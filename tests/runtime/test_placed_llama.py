@@ -51,7 +51,7 @@ def test_it_is_llama_cpps_class_and_placed(llama: Path, tmp_path: Path) -> None:
 
 @in_own_process
 def test_its_own_rules_win_over_a_block(llama: Path, tmp_path: Path) -> None:
-    with ktllama.placed(_rules(tmp_path, CPU_RULES, "cpu.yaml"), llama):
+    with ktllama.placement(_rules(tmp_path, CPU_RULES, "cpu.yaml"), llama):
         assert _on(_placed(llama, _rules(tmp_path, GPU_RULES))) == ALL_ON_GPU
         assert _on(_llama(llama)) == ALL_ON_CPU
 

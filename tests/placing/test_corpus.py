@@ -10,7 +10,7 @@ from ktllama import devices
 from ktllama.model.architecture import MODULE
 from ktllama.model.modules import Module, ModuleTree, build
 from ktllama.model.presets import load
-from ktllama.placement.resolve import resolve
+from ktllama.placing.resolve import resolve
 from ktllama.ruleset import loader
 from ktllama.translation import analyse
 from tests import corpus

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ktllama import devices
 from ktllama.diagnostics import Diagnostic
-from ktllama.placement.ir import Placement
+from ktllama.placing.ir import Placement
 from ktllama.units import format_bytes
 
 

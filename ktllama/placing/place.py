@@ -10,10 +10,10 @@ from ktllama import devices
 from ktllama.diagnostics import Diagnostic, in_order, worst
 from ktllama.layers import layer_ranges
 from ktllama.model.modules import ModuleTree, ancestors, block_of
-from ktllama.placement.ir import Placement, TensorPlacement
-from ktllama.placement.plan_checks import check_placement
-from ktllama.placement.resolve import Decision, Resolution, own_prefill_default
-from ktllama.placement.rule_checks import check_rules
+from ktllama.placing.ir import Placement, TensorPlacement
+from ktllama.placing.plan_checks import check_placement
+from ktllama.placing.resolve import Decision, Resolution, own_prefill_default
+from ktllama.placing.rule_checks import check_rules
 from ktllama.ruleset.rules import Rule
 
 #: Tensors outside the blocks that llama.cpp creates once a layer, on that layer's device (src/llama-arch.cpp).

@@ -9,7 +9,7 @@ import pytest
 
 from ktllama.model import modules
 from ktllama.model.modules import Module
-from ktllama.placement.resolve import Resolution, is_instance, resolve
+from ktllama.placing.resolve import Resolution, is_instance, resolve
 from ktllama.ruleset import loader
 from tests.models import deepseek, rule
 
@@ -111,7 +111,7 @@ def test_a_single_expert_may_be_cut_as_a_whole() -> None:
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(l|l|l)*x$", r"(\w+\.?)*#", ".*.*.*.*.*.*#"])
 def test_a_pattern_that_runs_away_is_stopped_and_named(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ktllama.placement.searching.TIME_LIMIT", 0.3)
+    monkeypatch.setattr("ktllama.placing.searching.TIME_LIMIT", 0.3)
     long_name = "model." + "a" * 60 + "l" * 40
     tree = modules.build(deepseek())
     grown = (*tree.modules, Module(long_name, "torch.nn.Module", (), (), 0))

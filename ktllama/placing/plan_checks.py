@@ -10,8 +10,8 @@ from ktllama import devices
 from ktllama.diagnostics import Diagnostic, Severity
 from ktllama.layers import layer_ranges
 from ktllama.model.modules import ModuleTree, block_of
-from ktllama.placement.ir import Placement, TensorPlacement
-from ktllama.placement.resolve import Resolution
+from ktllama.placing.ir import Placement, TensorPlacement
+from ktllama.placing.resolve import Resolution
 from ktllama.ruleset.rules import Rule
 from ktllama.units import format_bytes
 

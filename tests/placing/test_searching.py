@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ktllama.placement.searching import (
+from ktllama.placing.searching import (
     is_met,
     literal_prefix,
     may_run_away,

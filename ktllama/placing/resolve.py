@@ -13,13 +13,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ktllama import devices
 from ktllama.diagnostics import Diagnostic
 from ktllama.model.modules import Module, ModuleTree
-from ktllama.placement.searching import (
+from ktllama.placing.searching import (
     ALL_TIME_LIMIT,
     TIME_LIMIT,
+    Need,
     RunawayPatternError,
     Searcher,
     compiled,
@@ -111,6 +113,14 @@ def is_instance(module: Module, class_path: str) -> bool:
     return not package and any(path.rpartition(".")[2] == name for path in paths)
 
 
+class _ForExperts(NamedTuple):
+    """A rule that may match experts, with what their names must begin with and hold."""
+
+    rule: Rule
+    prefix: str
+    need: Need
+
+
 class _Matcher:
     """Which modules a rule matches. Classes are looked at once a class, names once a name."""
 
@@ -121,9 +131,10 @@ class _Matcher:
         self.diagnostics: list[Diagnostic] = []
         self.searcher = Searcher()
         self.same: dict[tuple[str | None, str | None], frozenset[int]] = {}
+        self.sets: dict[frozenset[int], frozenset[int]] = {}
         self.expected: list[str] = []
         self.remembered: dict[str, dict[str, bool]] = {}
-        self.expert_rules: dict[tuple[str, str], list[Rule]] = {}
+        self.expert_rules: dict[tuple[str, str], list[_ForExperts]] = {}
 
     def matching(self, rule: Rule) -> frozenset[int]:
         key = (rule.name, rule.class_path)
@@ -131,20 +142,21 @@ class _Matcher:
             candidates = self._of_class(rule, self.tree.modules)
             names = [self.tree.modules[index].name for index in candidates]
             hits = self.search(rule, names)
-            self.same[key] = frozenset(index for index, hit in zip(candidates, hits, strict=True) if hit)
+            found = frozenset(index for index, hit in zip(candidates, hits, strict=True) if hit)
+            self.same[key] = self.sets.setdefault(found, found)  # thousands of rules may match much the same
         return self.same[key]
 
     def expect(self, names: Iterable[str]) -> None:
         """Say what will be searched, so that a pattern that needs a child process gets one for all of it."""
         self.expected = list(names)
 
-    def rules_for(self, template: Module, stem: str, tail: str) -> list[Rule]:
+    def rules_for(self, template: Module, stem: str, tail: str) -> list[_ForExperts]:
         """The rules that may match ``stem`` + number + ``tail``, whatever its numbers, for ``template``'s class."""
         key = (template.class_path, tail)
         if key not in self.expert_rules:
             name = re.sub("[0-9]+", "0", f"{stem}0{tail}")
             self.expert_rules[key] = [
-                rule
+                _ForExperts(rule, literal_prefix(rule.name or ""), need_of(rule.name or ""))
                 for rule in self.ruleset.rules
                 if (rule.class_path is None or is_instance(template, rule.class_path))
                 and (rule.name is None or is_met(without_numbers(need_of(rule.name)), name))
@@ -312,11 +324,9 @@ def _winners(matcher: _Matcher, template: Module, stem: str, tail: str, numbers:
     text = "\n".join(names)
     winners: list[Rule | None] = [None] * len(names)
     left = list(range(len(names)))
-    for rule in matcher.rules_for(template, stem, tail):
-        if rule.name is not None:
-            prefix = literal_prefix(rule.name)
-            if not (stem.startswith(prefix) or prefix.startswith(stem)) or not is_met(need_of(rule.name), text):
-                continue  # no name of this layer can match
+    for rule, prefix, need in matcher.rules_for(template, stem, tail):
+        if not (stem.startswith(prefix) or prefix.startswith(stem)) or not is_met(need, text):
+            continue  # no name of this layer can match
         hits = matcher.search(rule, [names[i] for i in left])
         for i, hit in zip(left, hits, strict=True):
             if hit:

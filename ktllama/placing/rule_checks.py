@@ -10,8 +10,8 @@ from functools import cached_property
 from ktllama.diagnostics import Diagnostic, Position
 from ktllama.layers import layer_ranges
 from ktllama.model.modules import Module, class_paths, families, family_of
-from ktllama.placement.resolve import Resolution, is_instance
-from ktllama.placement.searching import RunawayPatternError, Searcher, compiled
+from ktllama.placing.resolve import Resolution, is_instance
+from ktllama.placing.searching import RunawayPatternError, Searcher, compiled
 from ktllama.ruleset.rules import Rule
 
 #: Rules that a message names before it counts the others.
