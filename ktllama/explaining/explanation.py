@@ -13,7 +13,7 @@ from typing import Literal
 from ktllama import devices
 from ktllama.errors import KtllamaError
 from ktllama.explaining.kinds import kind_of, layer_of
-from ktllama.lower.lowering import base_device
+from ktllama.lower.overrides import base_device
 from ktllama.model.kv_cache import kv_bytes_per_token
 from ktllama.model.modules import ancestors
 from ktllama.placing.ir import TensorPlacement

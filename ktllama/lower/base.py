@@ -63,7 +63,7 @@ def for_command_line(placement: Placement) -> Base:
 
 def _candidates(placement: Placement) -> list[Base]:
     """Every way to fill in the layers without a KV cache or a state: MTP blocks, and the output layer."""
-    trunk = list(placement.layers.values())
+    trunk = _trunk(placement)
     n_free = placement.model.n_layers - len(trunk)
     wanted_output = placement.output_device or devices.CPU
     outputs = {wanted_output} if placement.ties_output else {wanted_output, trunk[-1] if trunk else wanted_output}
@@ -73,6 +73,14 @@ def _candidates(placement: Placement) -> list[Base]:
             layers = [*trunk, *[mtp] * n_free, output]
             found.append(Base(layers=tuple(layers), runs=_runs(layers), misplaced={}))
     return found
+
+
+def _trunk(placement: Placement) -> list[str]:
+    """The device of every layer up to the last with a place; one that the file has nothing of is where the next is."""
+    trunk: list[str] = []
+    for layer, device in sorted(placement.layers.items()):
+        trunk += [device] * (layer + 1 - len(trunk))
+    return trunk
 
 
 def _runs(layers: Sequence[str]) -> tuple[tuple[str, int], ...]:

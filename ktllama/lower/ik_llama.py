@@ -18,9 +18,8 @@ from ktllama.devices import DeviceMap
 from ktllama.diagnostics import Diagnostic
 from ktllama.layers import layer_ranges
 from ktllama.lower.base import Base
-from ktllama.lower.patterns import patterns_for, prove
-from ktllama.lower.settings import LlamaSettings, LoadMode, TensorOverride
-from ktllama.model.modules import block_of
+from ktllama.lower.overrides import base_device, devices_without_layers, overrides_for
+from ktllama.lower.settings import LlamaSettings, LoadMode
 from ktllama.placing.ir import Placement
 from ktllama.placing.place import PER_LAYER_TENSORS
 
@@ -46,12 +45,12 @@ class IkPlan:
 def plan(placement: Placement, device_map: DeviceMap, load_mode: LoadMode = "auto") -> IkPlan:
     """The settings under which ik_llama.cpp does what ``placement`` says, as far as its command line can."""
     base, found = _base(placement)
-    listed = [*base.runs, *((device, 0) for device in _further(placement, base))]
+    listed = [*base.runs, *((device, 0) for device in devices_without_layers(placement, base))]
     settings = LlamaSettings(
         n_gpu_layers=base.n_gpu_layers,
         devices=tuple(device_map.llama_name(device) for device, _ in listed),
         tensor_split=tuple(count for _, count in listed),
-        tensor_overrides=_overrides(placement, base, device_map),
+        tensor_overrides=overrides_for(_overridden_devices(placement, base), device_map),
         op_offload=placement.stream_experts,
         no_host=False,  # it has no such switch
         load_mode=load_mode,
@@ -99,29 +98,12 @@ def _foldable(wanted: list[str]) -> tuple[list[str], dict[str, list[int]]]:
     return blocks, folded
 
 
-def _further(placement: Placement, base: Base) -> list[str]:
-    """GPUs that hold only overridden tensors, or only prefill."""
-    used = {tensor.device for tensor in placement.tensors.values()} | set(placement.prefill_devices)
-    return sorted(used - {device for device, _ in base.runs} - {devices.CPU, devices.AUTO}, key=devices.order)
-
-
-def _overrides(placement: Placement, base: Base, device_map: DeviceMap) -> tuple[TensorOverride, ...]:
+def _overridden_devices(placement: Placement, base: Base) -> dict[str, str | None]:
     wanted: dict[str, str | None] = {}
     for name, tensor in placement.tensors.items():
-        block = block_of(name)
-        assigned = base.layers[-1 if block is None else block] if name != _EMBEDDING else devices.CPU
-        wanted[name] = None if tensor.device == assigned or name in PER_LAYER_TENSORS else tensor.device
-    by_device: dict[str, set[str]] = defaultdict(set)
-    for name, device in wanted.items():
-        if device is not None:
-            by_device[device].add(name)
-    pairs = [
-        (pattern, device)
-        for device in sorted(by_device, key=devices.order)
-        for pattern in patterns_for(frozenset(by_device[device]), wanted)
-    ]
-    prove(pairs, wanted)
-    return tuple(TensorOverride(pattern=pattern, device=device_map.llama_name(device)) for pattern, device in pairs)
+        stays = tensor.device == base_device(name, base) or name in PER_LAYER_TENSORS
+        wanted[name] = None if stays else tensor.device
+    return wanted
 
 
 def to_argv(settings: LlamaSettings, placement: Placement, model_path: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,8 +11,8 @@ from ktllama.diagnostics import Diagnostic
 from ktllama.layers import layer_ranges
 from ktllama.lower import ik_llama
 from ktllama.lower.base import Base, exact, for_command_line
-from ktllama.lower.patterns import patterns_for, prove
-from ktllama.lower.settings import LlamaSettings, LoadMode, Target, TensorOverride
+from ktllama.lower.overrides import EMBEDDING, base_device, devices_without_layers, overrides_for
+from ktllama.lower.settings import LlamaSettings, LoadMode, Target
 from ktllama.model.kv_cache import kv_bytes_per_token
 from ktllama.model.modules import block_of
 from ktllama.placing.ir import Placement
@@ -60,7 +59,7 @@ def lower(
     if len(_device_list(placement, base)) > MAX_DEVICES:
         found.append(_too_many_runs(placement, base))
     found += _misplaced_kv(placement, base, too_many=too_many)
-    overrides = _overrides(placement, base, device_map)
+    overrides = overrides_for(_overridden_devices(placement, base), device_map)
     if len(overrides) > MAX_OVERRIDES:
         found.append(_too_many_overrides(len(overrides)))
     listed = _device_list(placement, base)
@@ -103,33 +102,7 @@ def _for_ik_llama(placement: Placement, device_map: DeviceMap, load_mode: LoadMo
 
 def _device_list(placement: Placement, base: Base) -> tuple[tuple[str, int], ...]:
     """The runs, and with no layers the other GPUs that hold tensors or prefill for the CPU."""
-    listed = [device for device, _ in base.runs]
-    used = {tensor.device for tensor in placement.tensors.values()} | set(placement.prefill_devices)
-    further = sorted(used - set(listed) - {devices.CPU, devices.AUTO}, key=devices.order)
-    return (*base.runs, *((device, 0) for device in further))
-
-
-def base_device(name: str, base: Base) -> str:
-    """Where llama.cpp puts a tensor that nothing overrides: its block's device, or the input's or output's."""
-    block = block_of(name)
-    if block is not None:
-        return base.layers[block]
-    return devices.CPU if name == "token_embd.weight" else base.layers[-1]
-
-
-def _overrides(placement: Placement, base: Base, device_map: DeviceMap) -> tuple[TensorOverride, ...]:
-    wanted = _overridden_devices(placement, base)
-    by_device: dict[str, set[str]] = defaultdict(set)
-    for name, device in wanted.items():
-        if device is not None:
-            by_device[device].add(name)
-    pairs = [
-        (pattern, device)
-        for device in sorted(by_device, key=devices.order)
-        for pattern in patterns_for(frozenset(by_device[device]), wanted)
-    ]
-    prove(pairs, wanted)
-    return tuple(TensorOverride(pattern=pattern, device=device_map.llama_name(device)) for pattern, device in pairs)
+    return (*base.runs, *((device, 0) for device in devices_without_layers(placement, base)))
 
 
 def _overridden_devices(placement: Placement, base: Base) -> Mapping[str, str | None]:
@@ -143,10 +116,10 @@ def _overridden_devices(placement: Placement, base: Base) -> Mapping[str, str | 
     for name, tensor in placement.tensors.items():
         block = block_of(name)
         layer = len(base.layers) - 1 if block is None else block
-        stays = tensor.device == base_device(name, base) and (layer not in in_cpu_run or name == "token_embd.weight")
+        stays = tensor.device == base_device(name, base) and (layer not in in_cpu_run or name == EMBEDDING)
         wanted[name] = None if stays or name in PER_LAYER_TENSORS else tensor.device
     if placement.ties_output and base.layers[-1] != placement.output_device:
-        wanted["token_embd.weight"] = placement.output_device  # the output layer's copy has the same name
+        wanted[EMBEDDING] = placement.output_device  # the output layer's copy has the same name
     return wanted
 
 

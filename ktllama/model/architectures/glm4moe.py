@@ -25,24 +25,7 @@ _LAYER = (parts.attention(*parts.HEAD_NORMS), parts.DENSE_MLP, _MOE, *parts.LAYE
 
 
 def _variants(_model: ModelFile) -> tuple[Variant, ...]:
-    models = "ktransformers.models"
-    bases = {**parts.BASES, **parts.CHECKPOINTING}
-    own = Variant(
-        name="ktransformers",
-        modelling=f"{models}.modeling_glm4_moe",
-        prefix="Glm4Moe",
-        classes=parts.NEW_SILU,
-        bases=bases,
-    )
-    serve = Variant(
-        name="serve",
-        modelling=f"{models}.modeling_glm4_moe",
-        prefix="Glm4Moe",
-        classes={**parts.NEW_SILU, "@ForCausalLM": f"{models}.custom_modeling_glm4_moe.KGlm4MoeForCausalLM"},
-        bases=bases,
-        extra=(parts.GQA_CACHE,),
-    )
-    return (own, serve, parts.transformers("glm4_moe", "Glm4Moe"))
+    return (*parts.own_and_served("modeling_glm4_moe", "Glm4Moe"), parts.transformers("glm4_moe", "Glm4Moe"))
 
 
 ARCHITECTURE = Architecture(

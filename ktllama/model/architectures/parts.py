@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ktllama.model.architecture import EMBEDDING, LINEAR, MODULE_LIST, PRETRAINED, SILU, Node, Variant
 
@@ -133,3 +134,18 @@ def transformers(package: str, prefix: str, classes: Mapping[str, str] | None = 
         bases={**BASES, **CHECKPOINTING},
         drop=frozenset({"self_attn.rotary_emb"}),
     )
+
+
+def own_and_served(modelling: str, prefix: str) -> tuple[Variant, Variant]:
+    """ktransformers' own modelling file as of its last tree, and what its server builds of it."""
+    models = "ktransformers.models"
+    root = f"{models}.custom_{modelling}.K{prefix}ForCausalLM"
+    common = Variant(
+        name="ktransformers",
+        modelling=f"{models}.{modelling}",
+        prefix=prefix,
+        classes=NEW_SILU,
+        bases={**BASES, **CHECKPOINTING},
+    )
+    served = replace(common, name="serve", classes={**NEW_SILU, "@ForCausalLM": root}, extra=(GQA_CACHE,))
+    return common, served

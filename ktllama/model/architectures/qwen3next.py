@@ -52,24 +52,7 @@ def _recurrent(model: ModelFile) -> frozenset[int]:
 
 
 def _variants(_model: ModelFile) -> tuple[Variant, ...]:
-    models = "ktransformers.models"
-    bases = {**parts.BASES, **parts.CHECKPOINTING}
-    own = Variant(
-        name="ktransformers",
-        modelling=f"{models}.modeling_qwen3_next",
-        prefix="Qwen3Next",
-        classes=parts.NEW_SILU,
-        bases=bases,
-    )
-    serve = Variant(
-        name="serve",
-        modelling=f"{models}.modeling_qwen3_next",
-        prefix="Qwen3Next",
-        classes={**parts.NEW_SILU, "@ForCausalLM": f"{models}.custom_modeling_qwen3_next.KQwen3NextForCausalLM"},
-        bases=bases,
-        extra=(parts.GQA_CACHE,),
-    )
-    return (own, serve, parts.transformers("qwen3_next", "Qwen3Next"))
+    return (*parts.own_and_served("modeling_qwen3_next", "Qwen3Next"), parts.transformers("qwen3_next", "Qwen3Next"))
 
 
 ARCHITECTURE = Architecture(
