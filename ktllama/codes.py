@@ -37,6 +37,9 @@ RULESET_CODES: Mapping[str, CodeInfo] = {
     "yaml-key": _error("A key is a list or a mapping.", "Write a plain key."),
     "several-documents": _error("The file holds several YAML documents.", "Remove the '---' and keep one list."),
     "empty-file": _error("The file holds no rules.", "Write a list of rules, or '[]' if none are meant."),
+    "too-many-rules": _error(
+        "The file has more rules than are read.", "Say with patterns what the rules have in common."
+    ),
     "not-a-list": _error("The file is not a list of rules.", "Begin each rule with '- match:' in the first column."),
     "rule-not-a-mapping": _error("An entry of the list is not a rule.", "Write a mapping with match and replace."),
     "missing-key": _error("A rule lacks match or replace, or its match lacks name and class.", "Add the key."),

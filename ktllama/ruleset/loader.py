@@ -15,6 +15,8 @@ from ktllama.ruleset.yaml_faults import report_characters, report_fault, report_
 from ktllama.ruleset.yaml_nodes import AbandonedError, Composer, Mapping, Node, Scalar, Sequence
 
 MAX_FILE_BYTES = 10_000_000
+#: The longest files in use have about fifty.
+MAX_RULES = 10_000
 
 
 def load(path: str | Path) -> Ruleset:
@@ -89,6 +91,10 @@ def _rules(root: Node, findings: Findings) -> tuple[Rule, ...]:
         if not root.broken:
             message = f"the file is {describe(root)}; expected a list of rules{_list_hint(root)}"
             findings.add("not-a-list", message, root.place)
+        return ()
+    if len(root.items) > MAX_RULES:
+        message = f"the file has {len(root.items)} rules; at most {MAX_RULES} are read"
+        findings.add("too-many-rules", message, root.items[MAX_RULES].place)
         return ()
     read = (read_rule(index, node, findings) for index, node in enumerate(root.items))
     return tuple(rule for rule in read if rule is not None)

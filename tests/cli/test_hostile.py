@@ -258,8 +258,10 @@ def test_directories_loops_and_devices(rules: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "status", "message"),
     [
-        pytest.param(ALL_ON_CPU.encode("utf-16"), 2, "UTF-16 text; expected UTF-8: save it again in that encoding", id="utf-16"),
-        pytest.param(ALL_ON_CPU.encode("utf-16-be"), 1, "character U+0000 is not allowed in YAML; delete it", id="utf-16-be"),
+        pytest.param(ALL_ON_CPU.encode("utf-16"), 2, "UTF-16 text; expected UTF-8: save it again in that encoding",
+                     id="utf-16"),
+        pytest.param(ALL_ON_CPU.encode("utf-16-be"), 1, "character U+0000 is not allowed in YAML; delete it",
+                     id="utf-16-be"),
         pytest.param(b"- \xff\n", 2, "not UTF-8 text: byte 2 is 0xff", id="latin-1"),
         pytest.param(ALL_ON_CPU.encode("utf-8-sig"), 0, "0 errors", id="byte order mark"),
         pytest.param(ALL_ON_CPU.replace("\n", "\r\n").encode(), 0, "0 errors", id="crlf"),
@@ -274,6 +276,7 @@ def test_directories_loops_and_devices(rules: Path, tmp_path: Path) -> None:
         ),
         pytest.param(b"- match: {name: '" + b"x" * 1_000_000 + b"'}\n  replace: {class: default}\n", 1,
                      "the pattern has 1000000 characters; expected at most 10000", id="long name"),
+        pytest.param(ALL_ON_CPU.encode() * 10_001, 1, "the file has 10001 rules; at most 10000 are read", id="many rules"),
         pytest.param(b"#" * 10_000_001, 2, "larger than 10 MB, which no rule file is", id="too large"),
     ],
 )  # fmt: skip

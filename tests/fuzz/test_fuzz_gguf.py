@@ -32,6 +32,9 @@ KEYS = (
 NAMES = [tensor.name for tensor in deepseek(3).tensors]
 HOSTILE = [
     "blk.0.odd",
+    "blk.x",
+    "blk.y.ssm_a.weight",
+    "blk.1.ssm_a.weight",
     "blk.0..odd",
     "blk.1.ffn_{}.weight",
     "a,b=CPU",
@@ -65,7 +68,9 @@ def read_and_plan(path: Path, content: bytes) -> None:
 @st.composite
 def headers(draw: st.DrawFn) -> bytes:
     """Well-formed headers that mean something odd: names, layers and sizes that do not go together."""
-    architecture = draw(st.sampled_from(["deepseek2", "deepseek2", "llama", "qwen2moe", "none such"]))
+    architecture = draw(
+        st.sampled_from(["deepseek2", "deepseek2", "llama", "qwen2moe", "falcon", "mamba", "none such"])
+    )
     keys = [
         raw.text("general.architecture", architecture),
         raw.u32(f"{architecture}.block_count", draw(st.integers(0, 5))),
@@ -121,3 +126,13 @@ def test_mutated_headers_are_refused_or_planned_exactly(
 def test_the_whole_header_is_planned(scratch: Path) -> None:
     scratch.write_bytes(WHOLE)
     assert len(analyse(RULES, gguf.read(scratch, header_only=True)).placement.tensors) == len(NAMES)
+
+
+def test_a_layer_without_tensors_moves_no_other_layers_cache(scratch: Path) -> None:
+    names = ["blk.1.attn_norm.weight", "blk.2.attn_q_a.weight"]
+    keys = (raw.text("general.architecture", "deepseek2"), raw.u32("deepseek2.block_count", 3))
+    tensors = tuple(raw.tensor(name, offset=128 * number) for number, name in enumerate(names))
+    scratch.write_bytes(raw.header(keys, tensors))
+    done = analyse(RULES, gguf.read(scratch, header_only=True))
+    assert dict(done.placement.kv) == {1: "cuda:0", 2: "cpu"}
+    check_exact(done.placement, done.lowering)

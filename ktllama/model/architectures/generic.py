@@ -23,7 +23,7 @@ _FEED_FORWARD = "mlp."  # the most frequent of several; a router and its experts
 _EXPERTS = re.compile(r"(.*\bexperts)\.(.+)$")
 
 #: Tensors that only a block with a recurrent state has.
-_STATE_STEMS = ("ssm_", "shortconv.", "time_mix_")
+_STATE = re.compile(r"blk\.(0|[1-9][0-9]*)\.(?:ssm_|shortconv\.|time_mix_)", re.ASCII)
 
 
 def describe(model: ModelFile) -> Architecture | None:
@@ -101,11 +101,7 @@ def recurrent(model: ModelFile) -> frozenset[int]:
     llama.cpp decides for each architecture anew (``src/models/*.cpp``): by heads a layer, by an interval, or always.
     """
     n_trunk = model.n_layers - model.integer("nextn_predict_layers")
-    stateful = {
-        int(tensor.name.split(".", 2)[1])
-        for tensor in model.tensors
-        if tensor.name.startswith("blk.") and tensor.name.split(".", 2)[2].startswith(_STATE_STEMS)
-    }
+    stateful = {int(found.group(1)) for tensor in model.tensors if (found := _STATE.match(tensor.name))}
     heads = model.hyperparameter("attention.head_count_kv")
     if isinstance(heads, MetadataArray) and heads.values is not None:
         stateful |= {layer for layer, n_heads in enumerate(heads.values) if n_heads == 0}
