@@ -1,4 +1,4 @@
-# make setup   everything that development and the examples need, in .venv
+# make setup   everything that development needs, in .venv
 # make serve   set up if needed, then run a real model under a rule file
 # make test    the whole suite
 # make check   lint, format and types

@@ -19,8 +19,8 @@ PAGE = Path(__file__).with_name("comparison.md")
 
 _INTRODUCTION = """# Rules on one side, the llama.cpp command on the other
 
-For each family that ktllama ships rules for, one of its files and what
-`ktllama translate NAME --format argv` makes of it. `ktllama rules` lists all of them.
+For each family that ktllama ships rules for, one of its files and the options that
+`ktllama translate NAME --format argv` makes of it, one a line. `ktllama rules` lists all of the files.
 Made by `python docs/make_comparison.py`.
 """
 

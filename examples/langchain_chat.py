@@ -1,6 +1,6 @@
 """LangChain's ``ChatLlamaCpp`` under a rule file: ``python langchain_chat.py MODEL.gguf RULES.yaml``.
 
-Needs ``pip install "ktllama[examples]"``.
+Needs ``pip install '.[examples]'``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LlamaIndex's ``LlamaCPP`` under a rule file: ``python llama_index_llm.py MODEL.gguf RULES.yaml``.
 
-Needs ``pip install "ktllama[examples]"``.
+Needs ``pip install '.[examples]'``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ``llm`` tool's GGUF plugin under a rule file: ``python llm_plugin.py MODEL.gguf RULES.yaml``.
 
-Needs ``pip install "ktllama[examples]"``. The plugin loads at the first prompt, so the block is around that.
+Needs ``pip install '.[examples]'``. The plugin loads at the first prompt, so the block is around that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """llama-cpp-python's own server under a rule file: ``python server.py MODEL.gguf RULES.yaml [PORT]``.
 
-Needs ``pip install "ktllama[examples]"``. The block is around the whole server, because the server loads a second model
+Needs ``pip install '.[examples]'``. The block is around the whole server, because the server loads a second model
 only when a request asks for it.
 """
 

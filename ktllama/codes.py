@@ -180,6 +180,9 @@ LOWERING_CODES: Mapping[str, CodeInfo] = {
         "The layers change device more often than llama.cpp has room for (16).",
         "Give neighbouring layers the same device.",
     ),
+    "device-collision": _error(
+        "Two devices of the rules have one name in llama.cpp.", "Give each its own device with --device-map."
+    ),
     "unpinned": _note(
         "Weights on the CPU are streamed to a GPU from memory that llama.cpp maps, not pins.",
         "With enough free RAM for them, give --load-mode none.",

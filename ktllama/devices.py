@@ -76,6 +76,8 @@ def parse_device_map(pairs: Iterable[str]) -> DeviceMap:
             raise DeviceError(f"--device-map {pair!r}: '{device}' cannot be mapped")
         if not equals or not _LLAMA_DEVICE.fullmatch(llama_name):
             raise DeviceError(f"--device-map {pair!r}: expected RULE_DEVICE=LLAMA_DEVICE, for example cuda:0=Vulkan1")
+        if llama_name.upper() == "CPU":
+            raise DeviceError(f"--device-map {pair!r}: the CPU is no GPU; write cpu in the rules instead")
         if device in chosen:
             raise DeviceError(f"--device-map: '{device}' is mapped twice, to {chosen[device]} and {llama_name}")
         if llama_name in chosen.values():

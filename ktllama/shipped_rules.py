@@ -58,9 +58,11 @@ def find(name: str | os.PathLike[str]) -> str:
     path = (root / f"{given}{_SUFFIX}").resolve()
     if path.is_relative_to(root.resolve()) and path.is_file():
         return str(path)
+    names = [shipped.name for shipped in every()]
+    if family := [name for name in names if name.startswith(f"{given}/")]:
+        raise RuleFileError(given, f"no such file; of that family, ktllama has {', '.join(family)}")
     if "/" not in given or given.startswith((".", "/")):
         return given
-    names = [shipped.name for shipped in every()]
     close = difflib.get_close_matches(given, names, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "'ktllama rules' lists those that are shipped"
     raise RuleFileError(given, f"no such file, and no rule file of that name comes with ktllama; {hint}")

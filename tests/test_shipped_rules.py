@@ -41,6 +41,7 @@ def test_file_takes_the_memory_that_its_comment_says(shipped: ShippedRules, tmp_
         found = _CLAIM.fullmatch(claim)
         assert found is not None
         translation = translate(shipped.path, preset=found.group(1))
+        assert translation.model.name.endswith(found.group(2))
         model = tmp_path / "model.gguf"
         sparse.write(translation.model, model)
         context = ContextOptions(n_ctx=int(found.group(3)))

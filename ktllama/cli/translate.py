@@ -47,9 +47,9 @@ def command(
 ) -> int:
     """Compile RULES into llama.cpp settings.
 
-    text is for people; json is the whole plan; argv is a llama-server command line (with --target
-    ik_llama.cpp one for that), ini a llama-server preset file,
-    python what an app that uses llama-cpp-python needs. With argv, ini and python, findings go to standard error.
+    text is for people; json is the whole plan; argv is a llama-server command line (with --target ik_llama.cpp one for
+    that), ini a llama-server preset file, python what an app that uses llama-cpp-python needs. With argv, ini and
+    python, errors, warnings and notes about the whole go to standard error.
     """
     wanted = _TARGETS_OF_FORMAT.get(form, shared.TARGETS)
     if target is not None and target not in wanted:
@@ -78,9 +78,9 @@ def finding_lines(found: Diagnostic) -> list[str]:
 
 
 def report(diagnostics: tuple[Diagnostic, ...]) -> None:
-    """Errors and warnings on standard error; notes are for ``lint`` and the text format."""
+    """Errors, warnings, and the notes about no rule in particular, on standard error."""
     for found in diagnostics:
-        if found.severity != "note":
+        if found.severity != "note" or found.position is None:
             click.echo("\n".join(finding_lines(found)), err=True)
 
 

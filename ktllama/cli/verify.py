@@ -14,9 +14,11 @@ import click
 
 from ktllama.cli import options as shared
 from ktllama.cli.translate import report
+from ktllama.diagnostics import Diagnostic
 from ktllama.errors import ModelFileError
 from ktllama.model.sources import is_remote
 from ktllama.translation import Translation, translate
+from ktllama.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 @shared.config_options
 @shared.placement_options
 @shared.context_options
+@click.option(
+    "--target",
+    type=click.Choice(("python", "llama-server")),
+    default="python",
+    show_default=True,
+    help="Whose settings to prove.",
+)
 @click.option("--no-stand-ins", is_flag=True, help="Fail where this build lacks a device, instead of standing in.")
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True)
 def command(
@@ -43,6 +52,7 @@ def command(
     default_device: str,
     budgets: tuple[str, ...],
     load_mode: str,
+    target: str,
     no_stand_ins: bool,
     form: str,
     **context: object,
@@ -53,17 +63,34 @@ def command(
     stood in for by the CPU behind llama.cpp's RPC backend. A sparse or header-only model file is enough; with --preset,
     --config or a remote model such a file is made for the occasion. Exit status 0 only if all is as planned.
     """
-    chosen = shared.make_options("python", device_map, default_device, budgets, load_mode)
+    chosen = shared.make_options(target, device_map, default_device, budgets, load_mode)
     chosen = shared.with_model(chosen, model, preset, config, quant)
     translation = translate(rules, model, preset=preset, config=config, options=chosen)
     if form == "text":
-        report(translation.diagnostics)
+        report(tuple(found for found in translation.diagnostics if found.severity != "note"))
     verification = _verify(translation, model, shared.context_of(context), stand_ins=not no_stand_ins)
     if form == "json":
         click.echo(json.dumps(verification_document(verification), indent=1))
     else:
         _print(translation, verification)
-    return 0 if verification.ok else 1
+    over = _over_budget(translation, verification)
+    report(over)
+    return 0 if verification.ok and not over else 1
+
+
+def _over_budget(translation: Translation, verification: Verification) -> tuple[Diagnostic, ...]:
+    """Devices on which weights, KV cache and compute buffer together are more than the budget."""
+    found = []
+    parts = (verification.weight_bytes, verification.kv_bytes, verification.compute_bytes)
+    for device, budget in translation.options.budgets.items():
+        taken = sum(part.get(translation.options.device_map.llama_name(device), 0) for part in parts)
+        if taken > budget:
+            message = (
+                f"weights, KV cache and compute buffer on {device} take {format_bytes(taken)}, "
+                f"{format_bytes(taken - budget)} more than its budget of {format_bytes(budget)}"
+            )
+            found.append(Diagnostic(code="over-budget", severity="error", message=message))
+    return tuple(found)
 
 
 def _verify(translation: Translation, model: str | None, context: ContextOptions, *, stand_ins: bool) -> Verification:

@@ -116,6 +116,7 @@ def _comments(
     words: tuple[str, ...], command: CommandLine, model: ModelFile, found: tuple[Diagnostic, ...]
 ) -> Iterator[str]:
     yield f"Placement rules for {_line(model.name)}, imported from a llama.cpp command line."
+    yield "They name no model class: give --model FILE.gguf or --preset NAME with them."
     if words:
         yield ""
         yield from _wrapped(_shown(split_words(words[0]) if len(words) == 1 else words))

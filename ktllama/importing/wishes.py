@@ -66,7 +66,10 @@ class _Collector:
             else:
                 layers[layer][below] = device
         for layer, device in self.assignment.kv.items():
-            layers[layer][_below_layer(self.tree.modules[self.tree.attention[layer]].name)[1]] = device
+            module = self.tree.modules[self.tree.attention[layer]]
+            below = _below_layer(module.name)[1]
+            self._follow_cache(below, layer, device, module.tensors)
+            layers[layer][below] = device
         outside.setdefault("lm_head", self.assignment.output)
         self._embedding(outside)
         self._unowned()
@@ -113,6 +116,14 @@ class _Collector:
             )
             self.tensors.update(dict.fromkeys(owned, chosen))
         return chosen
+
+    def _follow_cache(self, below: str, layer: int, device: str, owned: Iterable[str]) -> None:
+        """Tensors that a layer's attention owns itself are where its cache or state is: one rule decides both."""
+        away = sorted(name for name in owned if self.tensors[name] != device)
+        if away:
+            parts = ", ".join(_stem(name) for name in away)
+            self.split[below, f"{parts} put with the layer's cache on {device}"].append(layer)
+            self.tensors.update(dict.fromkeys(away, device))
 
     def _report_splits(self) -> None:
         for (module, what), layers in self.split.items():

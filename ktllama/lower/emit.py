@@ -28,8 +28,11 @@ def server_options(settings: LlamaSettings) -> Iterator[tuple[str, str]]:
 
     ``fit`` is off because it would change what the rules decided; options at llama-server's default are left out.
     """
+    endpoints = list(dict.fromkeys(_rpc(device)[1] for device in settings.devices if device.startswith("RPC")))
+    if endpoints:
+        yield "rpc", ",".join(endpoints)
     yield "n-gpu-layers", str(settings.n_gpu_layers)
-    yield "device", ",".join(settings.devices) or "none"
+    yield "device", ",".join(_device_name(device, endpoints) for device in settings.devices) or "none"
     if len(settings.devices) > 1 and any(settings.tensor_split):
         yield "split-mode", "layer"
         yield "tensor-split", ",".join(str(count) for count in settings.tensor_split)
@@ -45,6 +48,26 @@ def server_options(settings: LlamaSettings) -> Iterator[tuple[str, str]]:
     if settings.load_mode != "auto":
         yield "load-mode", settings.load_mode
     yield "fit", "off"
+
+
+def _device_name(device: str, endpoints: list[str]) -> str:
+    """llama-server counts RPC devices over all endpoints, here of one device each (ggml-rpc.cpp), from RPC0 on."""
+    return f"RPC{endpoints.index(_rpc(device)[1])}" if device.startswith("RPC") else device
+
+
+def _rpc(device: str) -> tuple[str, str]:
+    """``RPC0[host:port]`` → (``RPC0``, ``host:port``).
+
+    Raises:
+        EmitError: for an RPC device without its endpoint, by which llama-server names its memory.
+    """
+    name, bracket, rest = device.partition("[")
+    if not bracket:
+        raise EmitError(
+            f"{device}: llama-server names the memory of an RPC device by its endpoint; "
+            f"map the device to {device}[HOST:PORT]"
+        )
+    return name, rest.removesuffix("]")
 
 
 def to_argv(settings: LlamaSettings, model_path: str) -> list[str]:
@@ -111,6 +134,7 @@ def to_python(settings: LlamaSettings, model_path: str) -> str:
             *(["    tensor_overrides=(", *overrides, "    ),"] if overrides else []),
             f"    op_offload={settings.op_offload},",
             f"    no_host={settings.no_host},",
+            *([f"    load_mode={_quoted(settings.load_mode)},"] if settings.load_mode != "auto" else []),
             ")",
             f"model_path = {_quoted(model_path)}",
             "with ktllama.applied(settings, model_path):",

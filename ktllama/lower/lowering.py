@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -74,7 +75,25 @@ def lower(
         load_mode=load_mode,
     )
     found += _unpinned(placement, load_mode)
+    found += _collisions(placement, device_map)
     return Lowering(target=target, settings=settings, base=base, diagnostics=tuple(found))
+
+
+def _collisions(placement: Placement, device_map: DeviceMap) -> list[Diagnostic]:
+    """Two devices of the rules that llama.cpp calls by one name."""
+    used = {tensor.device for tensor in placement.tensors.values()} | set(placement.prefill_devices)
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for device in sorted((used | set(placement.layers.values())) - {devices.AUTO}, key=devices.order):
+        by_name[device_map.llama_name(device)].append(device)
+    return [
+        Diagnostic(
+            code="device-collision",
+            severity="error",
+            message=f"{' and '.join(names)} are both {name} in llama.cpp; give each its own with --device-map",
+        )
+        for name, names in by_name.items()
+        if len(names) > 1
+    ]
 
 
 def _unpinned(placement: Placement, load_mode: LoadMode) -> list[Diagnostic]:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from ktllama.errors import UnknownPresetError
 from ktllama.model import presets
-from ktllama.model.modules import class_paths
+from ktllama.model.modules import class_paths, families, family_of
 from ktllama.placing.searching import RunawayPatternError, Searcher, compiled
 from ktllama.ruleset.rules import Ruleset
 
@@ -27,6 +27,8 @@ def guess_preset(ruleset: Ruleset) -> str:
     """
     named = {rule.class_path for rule in ruleset.rules if rule.class_path}
     scores = {name: _n_classes(name, named) for name in presets.PRESETS}
+    if not any(scores.values()):  # a class may be mistyped where its modelling file is known
+        scores = {name: _n_families(name, named) for name in presets.PRESETS}
     best = max(scores.values())
     if best == 0:
         known = ", ".join(presets.PRESETS)
@@ -44,6 +46,11 @@ def guess_preset(ruleset: Ruleset) -> str:
 def _n_classes(preset: str, named: set[str]) -> int:
     own = _own_classes(preset)
     return sum(path in own for path in named)
+
+
+def _n_families(preset: str, named: set[str]) -> int:
+    own = families(presets.without_tensors(preset))
+    return sum(family_of(path) in own for path in named)
 
 
 @functools.cache

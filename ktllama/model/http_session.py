@@ -206,7 +206,7 @@ def _failure(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"no secure connection: {error.reason or error}"
     if isinstance(error, socket.gaierror | UnicodeError):
-        return "the host's name is not known"
+        return "the host's name cannot be resolved; is there a network?"
     if isinstance(error, http.client.RemoteDisconnected):
         return "the server closed the connection without an answer"
     if isinstance(error, http.client.IncompleteRead):

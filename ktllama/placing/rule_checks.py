@@ -75,7 +75,10 @@ class _Checker:
         named = [(rule, family_of(rule.class_path)) for rule in self.rules if rule.class_path]
         named = [(rule, name) for rule, name in named if name is not None]
         own = self.class_paths
-        if self.tree.generic or not named or any(rule.class_path in own for rule, _ in named):
+        families_here = families(self.tree.model)
+        if self.tree.generic or not named:
+            return None
+        if any(rule.class_path in own or name in families_here for rule, name in named):
             return None
         theirs = sorted({name for _, name in named if name})
         position = named[0][0].position("match.class")

@@ -176,6 +176,23 @@ def test_without_a_model_the_rules_classes_tell_it() -> None:
             "ktllama: --device-map 'cuda:0': expected RULE_DEVICE=LLAMA_DEVICE, for example cuda:0=Vulkan1\n",
         ),
         (
+            ["translate", ONE_CARD, "--device-map", "cuda:0=CPU"],
+            2,
+            "ktllama: --device-map 'cuda:0=CPU': the CPU is no GPU; write cpu in the rules instead\n",
+        ),
+        (
+            ["translate", ONE_CARD, "--preset", "deepseek"],
+            2,
+            "ktllama: no preset is called 'deepseek'; did you mean deepseek-r1 or deepseek-v3 or deepseek-v2 or "
+            "deepseek-v2-lite?\n",
+        ),
+        (
+            ["translate", "deepseek-v2-lite"],
+            2,
+            "ktllama: deepseek-v2-lite: no such file; of that family, ktllama has deepseek-v2-lite/1x8gb, "
+            "deepseek-v2-lite/cpu, deepseek-v2-lite/gpu-first-10\n",
+        ),
+        (
             ["translate", ONE_CARD, "--default-device", "auto"],
             2,
             "ktllama: --default-device 'auto': no such device; expected cpu, cuda:N, xpu:N or npu:N\n",
@@ -225,5 +242,39 @@ def test_translate_imports_neither_llama_cpp_nor_other_heavy_packages() -> None:
         "heavy = {'numpy', 'torch', 'gguf', 'pydantic', 'rich'} & set(sys.modules)\nassert not heavy, heavy\n"
     )
     done = subprocess.run([sys.executable, "-c", code, ONE_CARD], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("llama-server ")
+
+
+def test_rpc_devices_are_named_as_llama_server_names_them() -> None:
+    device_map = ["--device-map", "cuda:0=CUDA0", "--device-map", "cuda:1=RPC0[10.0.0.2:50052]"]
+    ran = ktllama("translate", "deepseek-r1/2x24gb", *device_map, "--format", "argv")
+    words = shlex.split(ran.out)
+    assert words[words.index("--rpc") + 1] == "10.0.0.2:50052"
+    assert words[words.index("--device") + 1] == "CUDA0,RPC0"
+
+
+def test_an_rpc_device_without_its_endpoint_cannot_be_named() -> None:
+    ran = ktllama("translate", ONE_CARD, "--device-map", "cuda:0=RPC0", "--format", "argv")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.splitlines()[-1] == (
+        "ktllama: RPC0: llama-server names the memory of an RPC device by its endpoint; map the device to "
+        "RPC0[HOST:PORT]"
+    )
+
+
+def test_python_keeps_the_load_mode() -> None:
+    ran = ktllama("translate", ONE_CARD, "--format", "python", "--load-mode", "none")
+    assert '    load_mode="none",' in ran.out.splitlines()
+
+
+def test_argv_says_on_standard_error_what_was_assumed() -> None:
+    ran = ktllama("translate", ONE_CARD, "--format", "argv")
+    assert [line.rsplit(" ", 1)[1] for line in ran.err.splitlines()] == ["[unpinned]", "[model-assumed]"]
+
+
+def test_a_mistyped_class_of_a_known_family_is_named_and_not_taken_for_another_model(rules: Path) -> None:
+    rules.write_text(rule(cls="ktransformers.models.modeling_deepseek_v3.DeepseekV3Attn") + rule("", "cpu"))
+    ran = ktllama("lint", str(rules))
+    assert "no class is called DeepseekV3Attn; did you mean DeepseekV3Attention? [rule-matches-nothing]" in ran.out
+    assert "rules-for-another-model" not in ran.out

@@ -105,3 +105,19 @@ def test_devices_lists_the_cpu() -> None:
     ran = ktllama("devices")
     assert ran.status == 0
     assert any(line.split()[:2] == ["CPU", "cpu"] for line in ran.out.splitlines())
+
+
+def test_verify_holds_the_whole_against_a_budget() -> None:
+    words = ("verify", "deepseek-r1/1x24gb", "--ctx", "32768", "--budget")
+    fits, over = ktllama(*words, "cuda:0=24G"), ktllama(*words, "cuda:0=17G")
+    assert (fits.status, over.status) == (0, 1)
+    assert "error: weights, KV cache and compute buffer on cuda:0 take 18.7 GiB, 1." in over.err
+    assert "[over-budget]" in over.err
+
+
+def test_verify_of_the_llama_server_settings_shows_what_they_cannot_say() -> None:
+    ran = ktllama("verify", "deepseek-v2-lite/gpu-first-10", "--target", "llama-server", "--format", "json")
+    document = json.loads(ran.out)
+    assert ran.status == 1
+    assert document["kv"] == {"checked": 27, "matched": 10}
+    assert document["mismatches"][0] == {"what": "KV cache of layer 10", "expected": "CPU", "found": "CUDA0"}

@@ -89,6 +89,7 @@ def test_a_file_as_it_is_written() -> None:
     assert done.diagnostics == ()
     assert done.text == (
         "# Placement rules for DeepSeek R1 Q4_K_M, imported from a llama.cpp command line.\n"
+        "# They name no model class: give --model FILE.gguf or --preset NAME with them.\n"
         "#\n"
         "#   llama-server -m r1.gguf -fa -c 8192 -ngl 99 -ncmoe 20 --no-op-offload --no-host --api-key ***\n"
         "#\n"
@@ -263,3 +264,18 @@ def test_layer_arithmetic_is_that_of_llama_cpp() -> None:
     """Computed by hand: 5 layers with the output; -ngl 4 -ts 3,1 offloads layers 1 to 4 and gives the last to CUDA1."""
     done = assign(parse(["llama-server -ngl 4 -ts 3,1"]), deepseek())
     assert (done.kv, done.output) == ({0: "cpu", 1: "cuda:0", 2: "cuda:0", 3: "cuda:0"}, "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("preset", "command", "module"),
+    [
+        ("gpt-oss-20b", r"llama-server -ngl 99 -ot 'blk\.1\.=CPU'", "self_attn of layer 1"),
+        ("qwen3-next-80b-a3b", "llama-server -ngl 20 -nkvo", "linear_attn of layer 29-30"),
+    ],
+)
+def test_tensors_that_attention_owns_itself_stay_with_its_cache(preset: str, command: str, module: str) -> None:
+    done = imported(command, presets.load(preset))
+    messages = [found.message for found in done.diagnostics if found.code == "import-split-module"]
+    assert len(messages) == 1
+    assert f"the command puts tensors of one module, {module}" in messages[0]
+    assert "put with the layer's cache on" in messages[0]

@@ -733,7 +733,7 @@ def test_the_unchanged_file_is_read(scratch: Path) -> None:
     assert isinstance(outcome(scratch, VALID), ModelFile)
 
 
-@settings(max_examples=400, deadline=1000)
+@settings(max_examples=400, deadline=None)
 @given(edits=st.lists(patches, min_size=1, max_size=4), cut=st.one_of(st.none(), st.integers(0, len(VALID))))
 def test_mutated_bytes_never_surprise(scratch: Path, edits: list[tuple[int, bytes]], cut: int | None) -> None:
     content = VALID
@@ -742,7 +742,7 @@ def test_mutated_bytes_never_surprise(scratch: Path, edits: list[tuple[int, byte
     outcome(scratch, content[:cut])
 
 
-@settings(max_examples=200, deadline=1000)
+@settings(max_examples=200, deadline=None)
 @given(tail=st.binary(max_size=400))
 def test_any_bytes_never_surprise(scratch: Path, tail: bytes) -> None:
     outcome(scratch, b"GGUF\3\0\0\0" + tail)

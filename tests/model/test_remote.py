@@ -402,7 +402,10 @@ def test_nobody_there() -> None:
 def test_an_unknown_host() -> None:
     with pytest.raises(ModelFileError) as caught:
         open_model("http://no-such-host.invalid/x.gguf")
-    assert str(caught.value) == "http://no-such-host.invalid/x.gguf: the host's name is not known"
+    assert (
+        str(caught.value)
+        == "http://no-such-host.invalid/x.gguf: the host's name cannot be resolved; is there a network?"
+    )
 
 
 def test_https_to_a_server_without_tls(site: Site) -> None:

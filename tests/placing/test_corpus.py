@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -124,3 +125,28 @@ def test_toy_case(what: str) -> None:
 
 def _device(entry: dict[str, dict[str, str] | None], default: str) -> str:
     return (entry["kwargs"] or {}).get("generate_device", default)
+
+
+def test_the_seed_says_that_its_general_rules_shadow_its_special_ones() -> None:
+    found = analyse(corpus.rule_file("seed.yaml"), preset="deepseek-r1").diagnostics
+    warnings = [
+        (one.code, one.message, one.position.line if one.position else None) for one in found if one.severity != "note"
+    ]
+    shadowed = "rule {} never takes effect: the first matching rule wins, and rule {} before it already takes the {} modules it matches; move it above"
+    assert warnings == [
+        ("rule-shadowed", shadowed.format(3, "0 (line 1)", 30), 22),
+        ("rule-shadowed", shadowed.format(4, "1 (line 8)", 31), 30),
+        ("rule-shadowed", shadowed.format(5, "0 (line 1)", 27), 37),
+    ]
+
+
+@pytest.mark.parametrize("rules", ["seed.yaml", "seed_reordered.yaml"])
+def test_the_seed_with_bare_class_names_is_the_same(rules: str) -> None:
+    text = corpus.rule_file(rules).read_text()
+    bare = re.sub(r"class: ktransformers\.[\w.]+\.(\w+)", r"class: \1", text)
+    assert "class: DeepseekV3RotaryEmbedding" in bare
+    assert "class: KDeepseekV2Attention" in bare
+    as_written, shortened = (analyse(loader.loads(one, rules)) for one in (text, bare))
+    assert shortened.settings == as_written.settings
+    assert shortened.placement.tensors == as_written.placement.tensors
+    assert not shortened.has_errors

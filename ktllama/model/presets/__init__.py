@@ -7,6 +7,7 @@ One module holds a family's sizes; the others say how sizes become tensors.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 
 from ktllama.errors import UnknownPresetError
@@ -48,7 +49,9 @@ def load(name: str) -> ModelFile:
         UnknownPresetError: if there is no such preset.
     """
     if name not in PRESETS:
-        raise UnknownPresetError(f"no preset is called '{name}'; known presets: {', '.join(PRESETS)}")
+        near = [known for known in PRESETS if known.startswith(name)] or difflib.get_close_matches(name, PRESETS)
+        hint = f"did you mean {' or '.join(near[:5])}?" if name and near else f"known presets: {', '.join(PRESETS)}"
+        raise UnknownPresetError(f"no preset is called '{name}'; {hint}")
     return build(*PRESETS[name])
 
 
