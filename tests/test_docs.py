@@ -104,7 +104,7 @@ def test_the_example_compiles_to_the_command_that_is_shown() -> None:
     translation = example(Options(target="llama-server"))
     command = emit.to_command_line(translation.settings, "DeepSeek-V3-Q4_K_M.gguf")
     shown = fenced(section(page("rules.md"), "## A complete file"), "console")
-    assert shown[1].splitlines()[1:] == [command]
+    assert shown[1].splitlines()[1:] == [command, *(str(found) for found in translation.diagnostics)]
 
 
 def test_the_example_compiles_to_the_settings_that_are_shown() -> None:
