@@ -1,7 +1,8 @@
 """minimax-m2: MiniMax-M2 and M2.1.
 
-Module names: the published checkpoint's; classes: transformers 5 ``models/minimax_m2``. Tensor names: llama.cpp
-``src/models/minimax-m2.cpp``.
+Module names and classes: those of the published checkpoint and the modelling file beside it (``block_sparse_moe`` with
+a list of experts). transformers 5 builds the same model with ``mlp`` and fused experts; rules for those names match
+nothing here, which a finding says. Tensor names: llama.cpp ``src/models/minimax-m2.cpp``.
 """
 
 from __future__ import annotations
