@@ -15,6 +15,7 @@ from ktllama.errors import KtllamaError
 from ktllama.explaining.kinds import kind_of, layer_of
 from ktllama.lower.overrides import base_device
 from ktllama.model.kv_cache import kv_bytes_per_token
+from ktllama.model.model_file import TOKEN_EMBEDDING
 from ktllama.model.modules import ancestors
 from ktllama.placing.ir import TensorPlacement
 from ktllama.placing.place import PER_LAYER_TENSORS
@@ -39,7 +40,6 @@ Reason = Literal[
 #: How llama.cpp comes to put a tensor somewhere.
 Means = Literal["override", "layer", "output-layer", "input", "every-layer", "not-loaded"]
 
-_EMBEDDING = "token_embd.weight"
 _MAX_SUGGESTIONS = 3
 _MAX_COMPARED = 200
 
@@ -259,7 +259,7 @@ class Explainer:
         )
 
     def _reason(self, index: int, decision: Decision, tensor: TensorPlacement | None) -> Reason:
-        if tensor and tensor.name == _EMBEDDING and decision.generate_device != devices.CPU:
+        if tensor and tensor.name == TOKEN_EMBEDDING and decision.generate_device != devices.CPU:
             return "embedding"
         if tensor and self._split(index):
             return "most-experts"
@@ -299,7 +299,7 @@ class Explainer:
             return Llama(means="layer", device=device, layer=layer)
         if tensor.name in PER_LAYER_TENSORS:
             return Llama(means="every-layer", device=to_name(tensor.device))
-        if tensor.name == _EMBEDDING:
+        if tensor.name == TOKEN_EMBEDDING:
             return Llama(means="input", device=device)
         return Llama(means="output-layer", device=device, layer=len(base.layers) - 1)
 

@@ -18,11 +18,10 @@ from ktllama.diagnostics import Diagnostic
 from ktllama.importing.command_line import CommandLine, Override
 from ktllama.importing.errors import CommandLineError
 from ktllama.lower.lowering import MAX_DEVICES
-from ktllama.model.model_file import ModelFile
+from ktllama.model.model_file import TOKEN_EMBEDDING, ModelFile
 from ktllama.model.modules import block_of
 from ktllama.placing.searching import TIME_LIMIT, RunawayPatternError, search_all
 
-_EMBEDDING = "token_embd.weight"
 _CPU = "CPU"
 _RULE_KINDS = {prefix: kind for kind, prefix in LLAMA_PREFIXES.items()}
 
@@ -70,7 +69,7 @@ class _Assigner:
         tensors = {name: overridden.get(name) or _base(name, base) for name in names}
         n_trunk = self.model.n_layers - self.model.integer("nextn_predict_layers")
         kv = {layer: base[layer] if self.command.kv_offload else _CPU for layer in range(n_trunk)}
-        output = tensors.get("output.weight") or overridden.get(_EMBEDDING) or base[-1]
+        output = tensors.get("output.weight") or overridden.get(TOKEN_EMBEDDING) or base[-1]
         listed = (_CPU, *self.devices, *tensors.values())
         rule_names = self._rule_names(tuple(dict.fromkeys(listed)))
         self._kv_finding(base)
@@ -234,7 +233,7 @@ def _base(name: str, base: list[str]) -> str:
     block = block_of(name)
     if block is not None and block < len(base) - 1:
         return base[block]
-    return _CPU if name == _EMBEDDING else base[-1]
+    return _CPU if name == TOKEN_EMBEDDING else base[-1]
 
 
 def _number(kind: str, override: Override) -> re.Match[str] | None:

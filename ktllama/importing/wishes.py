@@ -14,14 +14,13 @@ from ktllama import devices
 from ktllama.diagnostics import Diagnostic
 from ktllama.importing.assignment import Assignment
 from ktllama.layers import layer_ranges
+from ktllama.model.model_file import TOKEN_EMBEDDING
 from ktllama.model.modules import ModuleTree, ancestors, block_of
 from ktllama.placing.place import PER_LAYER_TENSORS
 from ktllama.placing.resolve import DEFAULT_DEVICE
 
 #: Stands for the number of any expert in the name of an expert's part.
 ANY_EXPERT = "*"
-
-_EMBEDDING = "token_embd.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,10 +137,10 @@ class _Collector:
             )
 
     def _embedding(self, outside: dict[str, str]) -> None:
-        wanted = self.tensors.get(_EMBEDDING)
+        wanted = self.tensors.get(TOKEN_EMBEDDING)
         if wanted not in (None, devices.CPU):
-            self.tensors[_EMBEDDING] = devices.CPU
-            self._not_expressible(f"the command puts {_EMBEDDING} on {wanted}; rules keep it on the CPU")
+            self.tensors[TOKEN_EMBEDDING] = devices.CPU
+            self._not_expressible(f"the command puts {TOKEN_EMBEDDING} on {wanted}; rules keep it on the CPU")
         if "model.embed_tokens" in outside:
             outside["model.embed_tokens"] = devices.CPU
 

@@ -20,10 +20,10 @@ from ktllama.layers import layer_ranges
 from ktllama.lower.base import Base
 from ktllama.lower.overrides import base_device, devices_without_layers, overrides_for
 from ktllama.lower.settings import LlamaSettings, LoadMode
+from ktllama.model.model_file import TOKEN_EMBEDDING
 from ktllama.placing.ir import Placement
 from ktllama.placing.place import PER_LAYER_TENSORS
 
-_EMBEDDING = "token_embd.weight"
 _OFFLOAD_NOTHING = "-1,0"
 _FASTEST_MLA = "3"
 _ATTENTION_MIB = "512"
@@ -140,7 +140,7 @@ def _kept_on_cpu(placement: Placement) -> Mapping[str, bool]:
     kept = [name for name, tensor in placement.tensors.items() if tensor.device == devices.CPU and tensor.loaded]
     return {
         "experts": any("_exps." in name for name in kept),
-        "weights": any(name != _EMBEDDING for name in kept),
+        "weights": any(name != TOKEN_EMBEDDING for name in kept),
     }
 
 

@@ -12,9 +12,10 @@ from ktllama.diagnostics import Diagnostic
 from ktllama.layers import layer_ranges
 from ktllama.lower import ik_llama
 from ktllama.lower.base import Base, exact, for_command_line
-from ktllama.lower.overrides import EMBEDDING, base_device, devices_without_layers, overrides_for
+from ktllama.lower.overrides import base_device, devices_without_layers, overrides_for
 from ktllama.lower.settings import LlamaSettings, LoadMode, Target
 from ktllama.model.kv_cache import kv_bytes_per_token
+from ktllama.model.model_file import TOKEN_EMBEDDING
 from ktllama.model.modules import block_of
 from ktllama.placing.ir import Placement
 from ktllama.placing.place import PER_LAYER_TENSORS
@@ -53,17 +54,17 @@ def lower(
     if target == "ik_llama.cpp":
         return _for_ik_llama(placement, device_map, load_mode)
     base = exact(placement) if target == "python" else for_command_line(placement)
-    found: list[Diagnostic] = []
+    found = _collisions(placement, device_map)
     too_many = target == "python" and len(_device_list(placement, base)) > MAX_DEVICES
     if too_many:
         base = for_command_line(placement)
-    if len(_device_list(placement, base)) > MAX_DEVICES:
-        found.append(_too_many_runs(placement, base))
+    listed = _device_list(placement, base)
+    if len(listed) > MAX_DEVICES:
+        found.append(_too_many_runs(len(listed)))
     found += _misplaced_kv(placement, base, too_many=too_many)
     overrides = overrides_for(_overridden_devices(placement, base), device_map)
     if len(overrides) > MAX_OVERRIDES:
         found.append(_too_many_overrides(len(overrides)))
-    listed = _device_list(placement, base)
     streams = placement.stream_experts
     settings = LlamaSettings(
         n_gpu_layers=base.n_gpu_layers,
@@ -75,7 +76,6 @@ def lower(
         load_mode=load_mode,
     )
     found += _unpinned(placement, load_mode)
-    found += _collisions(placement, device_map)
     return Lowering(target=target, settings=settings, base=base, diagnostics=tuple(found))
 
 
@@ -113,7 +113,11 @@ def _unpinned(placement: Placement, load_mode: LoadMode) -> list[Diagnostic]:
 
 def _for_ik_llama(placement: Placement, device_map: DeviceMap, load_mode: LoadMode) -> Lowering:
     planned = ik_llama.plan(placement, device_map, load_mode)
-    found = [*planned.diagnostics, *_misplaced_kv(placement, planned.base, too_many=False, program="ik_llama.cpp")]
+    found = [
+        *_collisions(placement, device_map),
+        *planned.diagnostics,
+        *_misplaced_kv(placement, planned.base, too_many=False, program="ik_llama.cpp"),
+    ]
     if len(planned.settings.tensor_overrides) > MAX_OVERRIDES:
         found.append(_too_many_overrides(len(planned.settings.tensor_overrides)))
     return Lowering(target="ik_llama.cpp", settings=planned.settings, base=planned.base, diagnostics=tuple(found))
@@ -135,10 +139,10 @@ def _overridden_devices(placement: Placement, base: Base) -> Mapping[str, str | 
     for name, tensor in placement.tensors.items():
         block = block_of(name)
         layer = len(base.layers) - 1 if block is None else block
-        stays = tensor.device == base_device(name, base) and (layer not in in_cpu_run or name == EMBEDDING)
+        stays = tensor.device == base_device(name, base) and (layer not in in_cpu_run or name == TOKEN_EMBEDDING)
         wanted[name] = None if stays or name in PER_LAYER_TENSORS else tensor.device
     if placement.ties_output and base.layers[-1] != placement.output_device:
-        wanted[EMBEDDING] = placement.output_device  # the output layer's copy has the same name
+        wanted[TOKEN_EMBEDDING] = placement.output_device  # the output layer's copy has the same name
     return wanted
 
 
@@ -168,12 +172,12 @@ def _misplaced_kv(
     return found
 
 
-def _too_many_runs(placement: Placement, base: Base) -> Diagnostic:
+def _too_many_runs(count: int) -> Diagnostic:
     return Diagnostic(
         code="too-many-runs",
         severity="error",
-        message=f"the layers change device so often that llama.cpp would need {len(_device_list(placement, base))} "
-        f"entries in its list of devices, and it takes at most {MAX_DEVICES}; give neighbouring layers the same device",
+        message=f"the layers change device so often that llama.cpp would need {count} entries "
+        f"in its list of devices, and it takes at most {MAX_DEVICES}; give neighbouring layers the same device",
     )
 
 

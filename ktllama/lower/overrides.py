@@ -10,10 +10,9 @@ from ktllama.devices import DeviceMap
 from ktllama.lower.base import Base
 from ktllama.lower.patterns import patterns_for, prove
 from ktllama.lower.settings import TensorOverride
+from ktllama.model.model_file import TOKEN_EMBEDDING
 from ktllama.model.modules import block_of
 from ktllama.placing.ir import Placement
-
-EMBEDDING = "token_embd.weight"
 
 
 def overrides_for(wanted: Mapping[str, str | None], device_map: DeviceMap) -> tuple[TensorOverride, ...]:
@@ -36,7 +35,7 @@ def base_device(name: str, base: Base) -> str:
     block = block_of(name)
     if block is not None:
         return base.layers[block]
-    return devices.CPU if name == EMBEDDING else base.layers[-1]
+    return devices.CPU if name == TOKEN_EMBEDDING else base.layers[-1]
 
 
 def devices_without_layers(placement: Placement, base: Base) -> list[str]:

@@ -36,7 +36,3 @@ class LlamaSettings:
     op_offload: bool = False
     no_host: bool = True
     load_mode: LoadMode = "auto"
-
-    def llama_kwargs(self) -> dict[str, object]:
-        """Keyword arguments for ``llama_cpp.Llama`` that go with :func:`ktllama.applied`."""
-        return {"n_gpu_layers": self.n_gpu_layers, "op_offload": self.op_offload}

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+#: The input embedding's tensor, which a tied output layer copies.
+TOKEN_EMBEDDING = "token_embd.weight"
+
 #: A scalar, a string, or for arrays a :class:`MetadataArray`.
 MetadataValue: TypeAlias = "bool | int | float | str | MetadataArray"
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from ktllama.errors import ModelFileError
 from ktllama.model.gguf_header import ARRAY, DEFAULT_ALIGNMENT, MAGIC, SCALAR_CODES, STRING, VERSIONS
-from ktllama.model.model_file import MetadataArray, MetadataValue, ModelFile, Tensor
+from ktllama.model.model_file import TOKEN_EMBEDDING, MetadataArray, MetadataValue, ModelFile, Tensor
 from ktllama.model.tensor_types import TENSOR_TYPES, padded
 
 _U32 = Struct("<I")
@@ -107,7 +107,7 @@ def _without_tokenizer(metadata: Mapping[str, MetadataValue]) -> dict[str, Metad
 
 
 def _missing_vocabulary_size(model: ModelFile) -> dict[str, MetadataValue]:
-    embedding = next((tensor for tensor in model.tensors if tensor.name == "token_embd.weight"), None)
+    embedding = next((tensor for tensor in model.tensors if tensor.name == TOKEN_EMBEDDING), None)
     if embedding is None or model.hyperparameter("vocab_size") is not None:
         return {}
     return {f"{model.architecture}.vocab_size": embedding.shape[1]}

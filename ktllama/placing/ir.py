@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ktllama.diagnostics import Diagnostic
-from ktllama.model.model_file import ModelFile
+from ktllama.model.model_file import TOKEN_EMBEDDING, ModelFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,4 +64,4 @@ class Placement:
     @property
     def ties_output(self) -> bool:
         """Whether the output layer uses a copy of ``token_embd.weight``."""
-        return "output.weight" not in self.tensors and "token_embd.weight" in self.tensors
+        return "output.weight" not in self.tensors and TOKEN_EMBEDDING in self.tensors

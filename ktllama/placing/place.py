@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from ktllama import devices
 from ktllama.diagnostics import Diagnostic, in_order, worst
 from ktllama.layers import layer_ranges
+from ktllama.model.model_file import TOKEN_EMBEDDING
 from ktllama.model.modules import ModuleTree, ancestors, block_of
 from ktllama.placing.ir import Placement, TensorPlacement
 from ktllama.placing.plan_checks import check_placement
@@ -18,8 +19,6 @@ from ktllama.ruleset.rules import Rule
 
 #: Tensors outside the blocks that llama.cpp creates once a layer, on that layer's device (src/llama-arch.cpp).
 PER_LAYER_TENSORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
-
-_EMBEDDING = "token_embd.weight"
 
 
 def place(resolution: Resolution) -> Placement:
@@ -76,7 +75,7 @@ class _Placer:
         if experts is not None:
             return self._experts(name, owner, experts)
         decision = self.resolution.decisions[owner]
-        device = devices.CPU if name == _EMBEDDING else decision.generate_device
+        device = devices.CPU if name == TOKEN_EMBEDDING else decision.generate_device
         return self._placed(name, device, self.tree.modules[owner].name, decision)
 
     def _experts(self, name: str, owner: int, experts: int) -> TensorPlacement:
@@ -110,7 +109,7 @@ class _Placer:
         block = block_of(name)
         rule = decision.rule if decision else None
         loaded = block is None or block < self.tree.n_trunk_layers
-        streams = loaded and device == devices.CPU and name != _EMBEDDING
+        streams = loaded and device == devices.CPU and name != TOKEN_EMBEDDING
         return TensorPlacement(
             name=name,
             device=device,

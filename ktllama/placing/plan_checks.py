@@ -9,13 +9,13 @@ from typing import cast
 from ktllama import devices
 from ktllama.diagnostics import Diagnostic, Severity
 from ktllama.layers import layer_ranges
+from ktllama.model.model_file import TOKEN_EMBEDDING
 from ktllama.model.modules import ModuleTree, block_of
 from ktllama.placing.ir import Placement, TensorPlacement
 from ktllama.placing.resolve import Resolution
 from ktllama.ruleset.rules import Rule
 from ktllama.units import format_bytes
 
-_EMBEDDING = "token_embd.weight"
 _NORMS = ("attn_norm", "ffn_norm", "post_attention_norm")
 _PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "attn_kv", "attn_qkv")
 _EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps")
@@ -245,7 +245,7 @@ class _Checker:
 
     def _stays(self, tensor: TensorPlacement) -> bool:
         """Whether a rule wants weights used on the CPU during prefill too."""
-        if tensor.device != devices.CPU or tensor.rule is None or not tensor.loaded or tensor.name == _EMBEDDING:
+        if tensor.device != devices.CPU or tensor.rule is None or not tensor.loaded or tensor.name == TOKEN_EMBEDDING:
             return False
         return tensor.prefill_device is None and self._rule(tensor.rule).prefill_device == devices.CPU
 

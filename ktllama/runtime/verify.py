@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ktllama.devices import DeviceMap
 from ktllama.lower.settings import LlamaSettings
 from ktllama.model.kv_cache import kv_bytes_per_token, n_cells, state_bytes
-from ktllama.model.model_file import ModelFile
+from ktllama.model.model_file import TOKEN_EMBEDDING, ModelFile
 from ktllama.model.modules import block_of
 from ktllama.placing.ir import Placement
 from ktllama.placing.place import PER_LAYER_TENSORS
@@ -23,7 +23,6 @@ from ktllama.runtime.device_binding import CPU
 from ktllama.runtime.dry_run import DryRun, dry_run
 from ktllama.runtime.dry_run_log import SIZE_RESOLUTION_BYTES
 
-TOKEN_EMBEDDING = "token_embd.weight"
 NOTHING = "nothing"
 
 

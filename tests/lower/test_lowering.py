@@ -246,9 +246,10 @@ def test_layer_counts_as_tensor_split_give_exact_boundaries(n_layers: int) -> No
         assert (np.searchsorted(splits, position, side="right") == (np.arange(n_layers + 1) >= first)).all()
 
 
-def test_two_devices_of_the_rules_on_one_of_llama_cpp_are_an_error() -> None:
+@pytest.mark.parametrize("target", ["python", "llama-server", "ik_llama.cpp"])
+def test_two_devices_of_the_rules_on_one_of_llama_cpp_are_an_error(target: Target) -> None:
     rules = rule("embed", "cpu") + rule(r"layers\.0\.", "cuda:0") + rule("", "cuda:1")
-    options = Options(device_map=parse_device_map(["cuda:0=CUDA1"]))
+    options = Options(target=target, device_map=parse_device_map(["cuda:0=CUDA1"]))
     translation = analyse(loader.loads(rules), deepseek(), options=options)
     assert [(found.code, found.message) for found in translation.lowering.diagnostics] == [
         ("device-collision", "cuda:0 and cuda:1 are both CUDA1 in llama.cpp; give each its own with --device-map")
