@@ -58,6 +58,18 @@ class ModelFileError(KtllamaError):
         return f"{self.path}: {self.reason}{where}"
 
 
+class TextFileError(KtllamaError):
+    """A text that cannot be read: a file that is missing or not UTF-8, or one without words."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
 class UnsupportedModelError(KtllamaError):
     """A model whose architecture has no module names here."""
 
@@ -106,3 +118,50 @@ class LlamaCppError(KtllamaError):
 
     def __str__(self) -> str:
         return "\n".join([self.reason, *(f"  llama.cpp: {line}" for line in self.log)])
+
+
+class ReferenceModelError(KtllamaError):
+    """A model that the PyTorch reference cannot compute: its architecture or its tensors."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class WeightError(ReferenceModelError):
+    """A tensor that is missing, has another shape or type than the reference needs, or holds what is no number."""
+
+    def __init__(self, path: str, tensor: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.tensor = tensor
+        self.args = (path, tensor, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: tensor '{self.tensor}' {self.reason}"
+
+
+class TokensError(KtllamaError):
+    """Token ids that the reference cannot compute: of a wrong shape, outside the vocabulary, past the context."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class MissingExtraError(KtllamaError):
+    """A package that only some commands need is not installed; ``extra`` of ktllama brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.package = package
+        self.extra = extra
+        super().__init__(package, extra)
+
+    def __str__(self) -> str:
+        return f"this needs {self.package}, which is not installed: pip install 'ktllama[{self.extra}]'"

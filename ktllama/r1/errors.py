@@ -44,18 +44,6 @@ class MessagesError(KtllamaError):
         return f"{self.at}: {self.reason}"
 
 
-class MissingExtraError(KtllamaError):
-    """An optional package that is not installed; ``extra`` is the extra of ktllama that brings it."""
-
-    def __init__(self, package: str, extra: str) -> None:
-        self.package = package
-        self.extra = extra
-        super().__init__(package, extra)
-
-    def __str__(self) -> str:
-        return f"{self.package} is not installed: pip install 'ktllama[{self.extra}]'"
-
-
 class MetadataError(KtllamaError):
     """A value in a model file's metadata that cannot be what its key says."""
 

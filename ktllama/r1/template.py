@@ -7,8 +7,9 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ktllama.errors import MissingExtraError
 from ktllama.r1.capabilities import Capabilities, probe
-from ktllama.r1.errors import MissingExtraError, TemplateError
+from ktllama.r1.errors import TemplateError
 from ktllama.r1.limits import MAX_SOURCE_CHARACTERS, Limits
 from ktllama.ruleset.wording import shown
 
