@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ktllama import reference
     from ktllama.diagnostics import Diagnostic, Position
     from ktllama.errors import (
         DeviceError,
@@ -84,12 +85,15 @@ __all__ = [
     "applied",
     "load",
     "placement",
+    "reference",
     "translate",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "reference":
+        return importlib.import_module("ktllama.reference")
     if name not in _HOMES:
         raise AttributeError(f"module 'ktllama' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -20,7 +20,7 @@ from ktllama.model.model_file import ModelFile, Tensor
 from ktllama.model.tensor_types import TENSOR_TYPES, TensorType, padded, tensor_bytes
 from ktllama.model.wording import quoted, shown
 
-__all__ = ["TENSOR_TYPES", "TensorType", "padded", "quoted", "read", "read_from", "tensor_bytes"]
+__all__ = ["TENSOR_TYPES", "TensorType", "data_offsets", "padded", "quoted", "read", "read_from", "tensor_bytes"]
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS in src/llama-hparams.h
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS in src/llama-model.cpp is 512 or, in later ones, 1024
@@ -57,6 +57,16 @@ def read_from(location: Location, *, header_only: bool = False) -> ModelFile:
         tensors=tensors,
         paths=tuple(part.path for part in parts),
     )
+
+
+def data_offsets(model: ModelFile) -> tuple[int, ...]:
+    """Where the tensor data begins in each of the model's split files, in bytes; the headers are read again.
+
+    Raises:
+        ModelFileError: for a file that cannot be read any more.
+    """
+    parts = (split_files.read_part(DiskFile(path), index, header_only=True) for index, path in enumerate(model.paths))
+    return tuple(part.data_offset for part in parts)
 
 
 def _architecture(header: Header) -> str:

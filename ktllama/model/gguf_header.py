@@ -43,11 +43,12 @@ ARRAY = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """The header of one file, called ``path`` in messages."""
+    """The header of one file, called ``path`` in messages. ``data_offset``: bytes before its tensor data."""
 
     path: str
     metadata: dict[str, MetadataValue]
     tensors: tuple[Tensor, ...]
+    data_offset: int
 
 
 def parse(path: str, source: ByteSource, file_index: int, *, header_only: bool) -> Header:
@@ -66,7 +67,8 @@ def parse(path: str, source: ByteSource, file_index: int, *, header_only: bool) 
     tensors = _tensors(cursor, n_tensors, file_index, alignment)
     if tensors and not header_only:
         _check_complete(cursor, tensors, alignment)
-    return Header(path=cursor.path, metadata=metadata, tensors=tensors)
+    data_offset = padded(cursor.position, alignment)
+    return Header(path=cursor.path, metadata=metadata, tensors=tensors, data_offset=data_offset)
 
 
 def _check_magic(cursor: Cursor) -> None:

@@ -1,0 +1,120 @@
+"""The reference beside what another program computed, for callers that know no torch: numpy arrays in and out.
+
+Two texts go through the model at once, both the same. The first is the reference's own pass. The second is led: after
+every layer its hidden states are replaced by the other program's, so that each layer sees exactly what the other's saw,
+and what it makes of it can be compared without the errors of the layers before. It costs arithmetic, but no weight is
+read twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ktllama.reference.activations import Activations
+from ktllama.reference.attention import Cache
+from ktllama.reference.decoder import prepare
+from ktllama.reference.model import DTYPES, Model, load
+
+Floats = npt.NDArray[np.float32]
+
+DTYPE_BY_NAME: Mapping[str, torch.dtype] = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+
+#: Positions for which the led pass's logits are computed: the output is one matrix, so some are enough.
+LED_OUTPUTS = 32
+
+
+class Leader(Protocol):
+    """Sees every layer of a pass over T tokens, and knows what the other program made of it."""
+
+    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer]) -> None:
+        """The experts (T, experts used) that a layer chose in either pass; told before its output."""
+
+    def layer(self, layer: int, own: Floats, given: Floats, led: Floats) -> Floats:
+        """A layer's output in its own pass, and what it was given and made of it in the led pass, all (T, width).
+
+        The answer (T, width) is the other program's output of this layer, which leads on.
+        """
+
+
+class ReferencePass:
+    """An opened model. Its weights are read layer by layer whenever it runs."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary."""
+        return self._model.config.vocabulary
+
+    def run(
+        self, tokens: Sequence[int], leader: Leader, progress: Callable[[str, float], None]
+    ) -> tuple[Floats, dict[int, Floats]]:
+        """The logits (T, vocabulary) of one text, and by position some of the led pass's (vocabulary).
+
+        ``progress`` gets what is done, and the share of the layers.
+
+        Raises:
+            TokensError, WeightError, ModelFileError: as :class:`ktllama.reference.model.Model` does.
+        """
+        ids = torch.tensor([list(tokens)] * 2, dtype=torch.int64)
+        self._model.check(ids)
+        with torch.no_grad():
+            x = self._layers(ids, leader, progress)
+            shown = sorted({round(at) for at in np.linspace(0, len(tokens) - 1, LED_OUTPUTS)})
+            stages = self._model.stages
+            logits = _array(stages.logits(stages.normed(torch.cat((x[0], x[1][shown])))))
+        return logits[: len(tokens)], dict(zip(shown, logits[len(tokens) :], strict=True))
+
+    def _layers(self, ids: Tensor, leader: Leader, progress: Callable[[str, float], None]) -> Tensor:
+        """Both passes (2, T, width) through all layers."""
+        stages = self._model.stages
+        layers = stages.layers()
+        cache, x = Cache.empty(len(layers)), stages.embed(ids)
+        at = prepare(stages.rope, ids, cache, x.dtype, factors=stages.rope_factors)
+        routing = _Routing(leader)
+        for index, (layer, kept) in enumerate(zip(layers, cache.layers, strict=True)):
+            given, x = _array(x[1]), layer(x, at, kept, index, routing)
+            theirs = leader.layer(index, _array(x[0]), given, _array(x[1]))
+            x = torch.stack((x[0], torch.from_numpy(theirs).to(x.dtype)))
+            kept.kept = ()  # no token follows
+            progress("reference", (index + 1) / len(layers))
+        return x
+
+
+def open_pass(path: str | os.PathLike[str], dtype: str, activations: Activations = "exact") -> ReferencePass:
+    """The model of a GGUF file, to be computed in the ``dtype`` of that name (:data:`DTYPE_BY_NAME`).
+
+    ``activations`` as :func:`ktllama.reference.model.load` has them.
+
+    Raises:
+        ModelFileError, ReferenceModelError, WeightError: as :func:`ktllama.reference.model.load` does.
+    """
+    return ReferencePass(load(path, DTYPE_BY_NAME[dtype], activations=activations))
+
+
+class _Routing:
+    """An observer of the routers of both passes."""
+
+    def __init__(self, leader: Leader) -> None:
+        self._leader = leader
+
+    def layer(self, index: int, hidden: Tensor) -> None:
+        """Told by :meth:`ReferencePass._layers` itself."""
+
+    def routing(self, index: int, experts: Tensor, weights: Tensor) -> None:  # noqa: ARG002
+        """Experts (2·T, k): first those of the own pass."""
+        own, led = experts.numpy().reshape(2, -1, experts.shape[-1])
+        self._leader.routing(index, own, led)
+
+
+def _array(values: Tensor) -> Floats:
+    array: Floats = values.detach().to(torch.float32).contiguous().numpy()
+    return array
