@@ -1,6 +1,8 @@
 """What the engine asks of the thing that computes: llama.cpp in ktllama.runtime, arithmetic in tests."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ktllama.engine.messages import ModelInfo, Sampling, Segment, TokenLogprob
@@ -31,18 +33,48 @@ class Sampled:
         self.logprob = logprob
 
 
+class LoadError(Exception):
+    """The model cannot be loaded, and starting again would not help; its text is the reason, in one line."""
+
+
 class GrammarError(Exception):
     """The GBNF text or JSON schema cannot be compiled."""
 
 
+class SamplingError(ValueError):
+    """A sampling field that cannot be honoured, by its name in `messages.Sampling`."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        """`reason` is the sentence, without the field's name."""
+        super().__init__(field, reason)
+        self.field = field
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.reason}"
+
+
 class OutOfCellsError(Exception):
-    """The context has no room for a batch; the scheduler's accounting was wrong or memory is fragmented."""
+    """The context has no room for a batch, and memory is as it was before `run`."""
 
 
-class Executor(Protocol):
+class CellTable(Protocol):
+    """The memory of a context, as far as the prefix cache moves it: who holds which positions."""
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Let `target`, which is empty, hold the first `n_tokens` positions of `source` too; the cells are shared."""
+
+    def remove(self, sequence: int, start: int) -> None:
+        """Drop the positions of `sequence` from `start` on; cells that nobody holds any more are free."""
+
+    def used_cells(self) -> int:
+        """Cells that at least one sequence holds."""
+
+
+class Executor(CellTable, Protocol):
     """One context with `model.n_ctx` cells shared by sequences 0 … n_sequences - 1.
 
-    `tokenize`, `detokenize`, `token_id` and `compile_grammar` may be called from another thread than the rest.
+    `tokenize`, `piece`, `token_id` and `check` may be called from another thread than the rest.
     """
 
     model: ModelInfo
@@ -50,25 +82,48 @@ class Executor(Protocol):
     end_tokens: frozenset[int]  # end of generation, control tokens that end an answer
 
     # vocabulary
-    def tokenize(self, segments: Sequence[Segment], *, add_bos: bool) -> list[int]: ...
-    def piece(self, token: int, *, special: bool = True) -> bytes: ...
-    def token_id(self, text: str) -> int | None: ...  # the single control token that `text` is, or None
+    def tokenize(self, segments: Sequence[Segment], *, add_bos: bool) -> list[int]:
+        """Ids of the segments' text; `add_bos` puts the token of the beginning first, where the model has one."""
+
+    def piece(self, token: int, *, special: bool = True) -> bytes:
+        """The token's bytes; a control token's text only if `special`, otherwise nothing."""
+
+    def token_id(self, text: str) -> int | None:
+        """The single control token that `text` is, or None."""
 
     # sampler chains, one a sequence
-    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> None: ...  # raises GrammarError, ValueError
+    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> None:
+        """Raise GrammarError or SamplingError if `open` or `constrain` could not honour these."""
+
     def open(
         self, sequence: int, sampling: Sampling, history: Sequence[int], logprobs: int | None, ignore_eos: bool
-    ) -> None: ...
-    def constrain(self, sequence: int, grammar: str, json_schema: str) -> None: ...  # from the next sample on
-    def accept(self, sequence: int, token: int) -> None: ...  # a forced token, shown to the chain
-    def close(self, sequence: int) -> None: ...
+    ) -> None:
+        """Make the chain of `sequence`; penalties have seen `history`. `ignore_eos` never samples an end token."""
 
-    # memory
-    def copy(self, source: int, target: int, n_tokens: int) -> None: ...  # the first n_tokens positions, cells shared
-    def remove(self, sequence: int, start: int) -> None: ...  # positions from `start` on
-    def used_cells(self) -> int: ...
+    def constrain(self, sequence: int, grammar: str, json_schema: str) -> None:
+        """From the next sample on, only what the grammar or schema (one of them) allows."""
+
+    def accept(self, sequence: int, token: int) -> None:
+        """Show the chain a token that was forced, not sampled."""
+
+    def close(self, sequence: int) -> None:
+        """Drop the chain of `sequence`; nothing if there is none."""
 
     # compute
-    def run(self, rows: Sequence[Row]) -> list[Sampled]: ...  # one llama_decode; one Sampled a row with `sample`
-    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]: ...
-    def shut(self) -> None: ...
+    def run(self, rows: Sequence[Row]) -> list[Sampled]:
+        """Compute at most `model.n_ubatch` rows in one llama_decode; one Sampled a row with `sample`, in their order.
+
+        A sequence's rows stand together in the order of their positions. The sampled token is shown to the chain.
+        Raises OutOfCellsError when memory is unchanged; after any other exception the engine removes the sequences of
+        the batch.
+        """
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Pooled, unit-length vectors, one a prompt; the cells of sequences are as before."""
+
+    def shut(self) -> None:
+        """Free everything."""
+
+
+#: what makes an executor in the engine process: options as the launch gave them, and whom to tell of load progress
+ExecutorFactory = Callable[[dict[str, object], Callable[[float], None]], Executor]

@@ -62,6 +62,8 @@ class Thinking(msgspec.Struct, frozen=True, kw_only=True):
     budget: int | None = None
     closing: str = ""
     tool_openings: tuple[str, ...] = ()
+    keep_blanks: bool = False  # the answer goes on a text of the prompt, so its leading whitespace counts
+    prompt_side: str = ""  # the opening tag that the prompt ends in, which a `raw` answer gives back first
 
 
 class Segment(msgspec.Struct, frozen=True):
@@ -111,9 +113,19 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     plan: tuple[str, ...]  # the placement by device, one readable line each
     build: str
     load_seconds: float
+    special_tokens: tuple[str, ...] = ()  # texts of all tokens that are control, user-defined or unknown
+    added_tokens: tuple[str, ...] = ()  # those of them that are user-defined
 
 
 # ── to the engine ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Load(Message, frozen=True, kw_only=True):
+    """The first message to an engine process: make the executor by calling `executor` ("module:function")."""
+
+    executor: str
+    options: dict[str, object] = {}
+    queue_limit: int = 256
 
 
 class Generate(Message, frozen=True, kw_only=True):
@@ -121,13 +133,15 @@ class Generate(Message, frozen=True, kw_only=True):
 
     `grammar` is GBNF and `json_schema` a JSON schema's text (at most one of them); both begin after the thinking.
     `stop` strings do not fire inside thinking. `logprobs` is the number of alternatives (0: the chosen token only).
-    `deterministic` computes it in batches of its own. `raw` gives all text as content, the tags included.
+    `add_bos` puts the token of the beginning before the segments. `deterministic` computes it in batches of its own.
+    `raw` gives all text as content, the tags included; `legacy` gives that, and the thinking as reasoning beside it.
     Choices of one request (n > 1) are Generates of their own with one prompt: the engine computes it once.
     """
 
     request_id: str
     prompt: tuple[Segment, ...] = ()
     tokens: tuple[int, ...] = ()
+    add_bos: bool = False
     max_tokens: int | None = None
     sampling: Sampling = Sampling()
     thinking: Thinking = Thinking()
@@ -138,6 +152,7 @@ class Generate(Message, frozen=True, kw_only=True):
     ignore_eos: bool = False
     deterministic: bool = False
     raw: bool = False
+    legacy: bool = False
     cache_prompt: bool = True
     keep_partial_thinking_as_content: bool = False
 
@@ -217,6 +232,7 @@ class Emitted(Message, frozen=True, kw_only=True):
     deltas: tuple[tuple[Kind, str], ...]
     tokens: int
     logprobs: tuple[TokenLogprob, ...] = ()
+    logprob_kinds: tuple[Kind, ...] = ()  # one a logprob: the side of the thinking that its token is on
 
 
 class Finished(Message, frozen=True, kw_only=True):
@@ -281,9 +297,14 @@ class Stats(Message, frozen=True, kw_only=True):
     reasoning_tokens: int
     step_seconds: float
     scheduling_seconds: float
+    prefilling: int = 0
+    preempted: int = 0
+    sequences_cached: int = 0
+    evictions: int = 0
+    preemptions: int = 0
 
 
-Request = Generate | Cancel | Embed | Tokenize | Detokenize | Drain | Report
+Request = Load | Generate | Cancel | Embed | Tokenize | Detokenize | Drain | Report
 Event = (
     Loading | Ready | LoadFailed | Accepted | Emitted | Finished | Failed | Tokenized | Detokenized | Embedded | Stats
 )
@@ -299,6 +320,7 @@ FAILURES = {
     "empty_prompt": 400,
     "queue_full": 429,  # fields: queued, retry_after
     "draining": 503,
+    "loading": 503,  # fields: retry_after, fraction
     "engine_died": 503,  # fields: retry_after
     "engine_error": 500,
 }

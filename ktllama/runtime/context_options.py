@@ -13,7 +13,8 @@ class ContextOptions:
     ``n_ctx`` counts tokens of all sequences together (0: what the model was trained with); ``n_batch`` and
     ``n_ubatch`` are tokens a call and tokens a graph; ``type_k`` and ``type_v`` name a type of
     :data:`ktllama.model.kv_cache.CACHE_TYPES`; ``n_threads``, for the CPU and for
-    stand-ins, is left to llama.cpp where it is None.
+    stand-ins, is left to llama.cpp where it is None; ``n_outputs_max`` bounds the rows of logits of one batch and with
+    them the memory kept for logits (0: as many as ``n_batch``).
     """
 
     n_ctx: int = 4096
@@ -25,3 +26,4 @@ class ContextOptions:
     type_v: str = "f16"
     flash_attn: Literal["auto", "on", "off"] = "auto"
     n_threads: int | None = None
+    n_outputs_max: int = 0

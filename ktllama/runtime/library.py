@@ -61,6 +61,7 @@ _PROTOTYPES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_backend_buft_get_alloc_size": (_SIZE, (_POINTER, _POINTER)),
     "ggml_backend_buffer_get_type": (_POINTER, (_POINTER,)),
     "ggml_get_name": (_TEXT, (_POINTER,)),
+    "ggml_backend_tensor_get": (None, (_POINTER, _POINTER, _SIZE, _SIZE)),
     "ggml_backend_rpc_add_server": (_POINTER, (_TEXT,)),
     "ggml_backend_rpc_start_server": (None, (_TEXT, _TEXT, _SIZE, _SIZE, ctypes.POINTER(_POINTER))),
     "gguf_init_from_file": (_POINTER, (_TEXT, _GgufInitParams)),

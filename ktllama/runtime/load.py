@@ -49,6 +49,7 @@ class LoadedModel:
         self.context: Any = None
         self.lines: list[LogLine] = []
         self.recent: deque[LogLine] = deque(maxlen=_SHOWN_LINES)
+        self.eval_callback: Any = None
         self._attachment = attachment
         self._params: ModelParams | None = None
         self._capture = LogCapture(library, self._keep)
@@ -124,7 +125,10 @@ class LoadedModel:
         self.model = api.llama_model_load_from_file(os.fsencode(path), self._params.value)
         if not self.model:
             raise LlamaCppError(f"llama.cpp refused to load {path}", log=self._last_lines())
-        self.context = api.llama_init_from_model(self.model, context_params(self.library, self.settings, self.options))
+        params = context_params(self.library, self.settings, self.options)
+        if self.eval_callback is not None:
+            params.cb_eval = self.eval_callback
+        self.context = api.llama_init_from_model(self.model, params)
         if not self.context:
             raise LlamaCppError(
                 f"llama.cpp refused to make a context of {self.options.n_ctx} tokens", log=self._last_lines()
@@ -157,11 +161,13 @@ def load(
     explicit_devices: Collection[str] = (),
     stand_ins: bool = False,
     cpu_bytes: int | None = None,
+    eval_callback: Any = None,
 ) -> LoadedModel:
     """Load the model at ``model_path`` (the first file of a split one) by ``settings`` and make a context.
 
     ``progress`` gets the loaded share, 0 to 1, and cancels the load by returning False. ``cpu_bytes``, the weights that
-    the plan leaves on the CPU, decides what a load mode of ``auto`` becomes (:func:`chosen_load_mode`). A failed
+    the plan leaves on the CPU, decides what a load mode of ``auto`` becomes (:func:`chosen_load_mode`).
+    ``eval_callback``, a ``ggml_backend_sched_eval_callback``, sees the nodes of every graph that is computed. A failed
     assertion in llama.cpp ends this process: try a :func:`~ktllama.runtime.dry_run.dry_run` first.
 
     Raises:
@@ -178,6 +184,7 @@ def load(
         settings,
         context,
     )
+    loaded.eval_callback = eval_callback
     try:
         loaded.open(path, chosen_load_mode(path, settings, cpu_bytes), progress)
     except BaseException:

@@ -84,6 +84,7 @@ def context_params(library: Library, settings: LlamaSettings, options: ContextOp
     value.n_ubatch = options.n_ubatch
     value.n_seq_max = options.n_seq_max
     value.kv_unified = options.kv_unified
+    value.n_outputs_max = options.n_outputs_max
     value.type_k = _cache_type(library, options.type_k)
     value.type_v = _cache_type(library, options.type_v)
     value.flash_attn_type = _FLASH_ATTN[options.flash_attn]

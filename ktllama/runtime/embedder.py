@@ -1,0 +1,100 @@
+"""Embeddings from a second context of the same weights, so that the cells of running requests are never touched.
+
+The context gives the final hidden state of every token (``pooling_type`` none); they are pooled here, as the model
+file says: their mean, the first or the last. It is made when the first embedding is asked for, and again when a prompt
+is longer than what it holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ktllama.errors import LlamaCppError
+from ktllama.runtime.batch import Batch, output_rows
+from ktllama.runtime.context_options import ContextOptions
+from ktllama.runtime.load import LoadedModel
+from ktllama.runtime.params import context_params
+
+_CHUNK = 64  # every token is an output here, and an output costs a row of logits
+_LEAST_CELLS = 512
+
+
+class Embedder:
+    """Makes vectors of length 1 and dimension ``n_embd``; ``n_ctx`` is the longest prompt in tokens."""
+
+    def __init__(self, loaded: LoadedModel, *, pooling: str, n_ctx: int) -> None:
+        self._loaded = loaded
+        self._api = loaded.library.api
+        self._pooling = pooling
+        self._n_ctx = n_ctx
+        self._n_embd: int = self._api.llama_model_n_embd(loaded.model)
+        self._batch = Batch(self._api, _CHUNK)
+        self._context: Any = None
+        self._n_cells = 0
+
+    def embed(self, prompt: Sequence[int]) -> list[float]:
+        """The vector of one prompt.
+
+        Raises:
+            ValueError: for an empty prompt or one that is too long.
+            LlamaCppError: when llama.cpp fails.
+        """
+        if not 0 < len(prompt) <= self._n_ctx:
+            raise ValueError(f"the prompt has {len(prompt)} tokens; 1 to {self._n_ctx} can be embedded")
+        self._make_room(len(prompt))
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
+        total: npt.NDArray[np.float64] = np.zeros(self._n_embd)
+        for start in range(0, len(prompt), _CHUNK):
+            states = self._states(prompt[start : start + _CHUNK], start)
+            if self._pooling == "mean":
+                total += states.sum(axis=0, dtype=np.float64)
+            elif self._pooling == "last" or start == 0:
+                total = states[-1 if self._pooling == "last" else 0].astype(np.float64)
+        length = math.sqrt(float(total @ total))
+        vector: list[float] = (total / length if length else total).tolist()
+        return vector
+
+    def close(self) -> None:
+        """Free the context. Safe to call twice."""
+        if self._context:
+            self._api.llama_free(self._context)
+            self._context, self._n_cells = None, 0
+
+    def _states(self, tokens: Sequence[int], start: int) -> npt.NDArray[np.float32]:
+        """The hidden states (tokens, n_embd) of a chunk."""
+        self._batch.fill_prompt(tokens, start)
+        status = self._api.llama_decode(self._context, self._batch.value)
+        if status != 0:
+            raise LlamaCppError(f"llama.cpp could not embed {len(tokens)} tokens (status {status})")
+        states = self._api.llama_get_embeddings(self._context)
+        if not states:
+            raise LlamaCppError("llama.cpp gives no embeddings for this model")
+        return output_rows(states, len(tokens), self._n_embd)
+
+    def _make_room(self, n_tokens: int) -> None:
+        if n_tokens <= self._n_cells:
+            return
+        self.close()
+        n_cells = min(self._n_ctx, max(_LEAST_CELLS, 1 << (n_tokens - 1).bit_length()))
+        main = self._loaded.options
+        options = ContextOptions(
+            n_ctx=n_cells,
+            n_batch=_CHUNK,
+            n_ubatch=_CHUNK,
+            type_k=main.type_k,
+            type_v=main.type_v,
+            flash_attn=main.flash_attn,
+            n_threads=main.n_threads,
+        )
+        params = context_params(self._loaded.library, self._loaded.settings, options)
+        params.embeddings = True
+        params.pooling_type = self._api.LLAMA_POOLING_TYPE_NONE
+        self._context = self._api.llama_init_from_model(self._loaded.model, params)
+        if not self._context:
+            raise LlamaCppError(f"llama.cpp refused to make a context of {n_cells} tokens for embeddings")
+        self._n_cells = n_cells

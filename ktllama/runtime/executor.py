@@ -1,0 +1,216 @@
+"""llama.cpp as the engine's executor: one context with a unified KV cache that many sequences share.
+
+Everything here goes through llama-cpp-python's ctypes functions; ``llama_cpp.Llama`` takes no part. The contract is
+:class:`ktllama.engine.executor.Executor`. A failed assertion in llama.cpp ends the process, which is why the engine
+has one of its own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ktllama.engine.executor import OutOfCellsError, Row, Sampled
+from ktllama.engine.messages import ModelInfo, Sampling, Segment
+from ktllama.errors import LlamaCppError
+from ktllama.runtime import library as llama_library
+from ktllama.runtime.batch import Batch, output_rows
+from ktllama.runtime.cells import Cells
+from ktllama.runtime.embedder import Embedder
+from ktllama.runtime.executor_options import parse_options
+from ktllama.runtime.grammar import Constraint, gbnf_of
+from ktllama.runtime.logprobs import token_logprob
+from ktllama.runtime.sampler_chain import SamplerChain, SamplerFactory
+from ktllama.runtime.served_model import Opened, open_model
+from ktllama.runtime.shortlist import Logits
+
+_NO_SLOT = 1  # llama_decode: no room in the KV cache, which is as it was
+_KEPT_GRAMMARS = 32
+
+
+def open_executor(options: Mapping[str, object], progress: Callable[[float], None]) -> LlamaExecutor:
+    """Load a model and make its executor; ``options`` are those of ``ExecutorOptions``, ``progress`` gets 0 … 1.
+
+    Raises:
+        LoadError, KtllamaError: when the options, the rules, the model or the machine do not allow it.
+    """
+    parsed = parse_options(options)
+    return LlamaExecutor(open_model(parsed, progress), parsed.n_sequences)
+
+
+def open_in_own_process(options: Mapping[str, object], progress: Callable[[float], None]) -> LlamaExecutor:
+    """Like :func:`open_executor`, for a process that never uses ``llama_cpp.Llama``: saves its imports' memory."""
+    llama_library.load_low_level_only()
+    return open_executor(options, progress)
+
+
+class LlamaExecutor:
+    """One loaded model and its context."""
+
+    def __init__(self, opened: Opened, n_sequences: int) -> None:
+        loaded = opened.loaded
+        self.model: ModelInfo = opened.info
+        self.n_sequences = n_sequences
+        self.vocabulary = opened.vocabulary
+        self.end_tokens = opened.vocabulary.end_tokens
+        self._loaded = loaded
+        self._api = loaded.library.api
+        self._memory = self._api.llama_get_memory(loaded.context)
+        self._batch = Batch(self._api, self.model.n_ubatch)
+        self._cells = Cells(self.model.n_ctx, n_sequences)
+        self._factory = SamplerFactory(self._api, loaded.vocab, opened.vocabulary, self.model.n_ctx)
+        self._chains: dict[int, SamplerChain] = {}
+        self._logprobs: dict[int, int | None] = {}
+        self._grammars: OrderedDict[tuple[str, str], str] = OrderedDict()
+        longest = min(self.model.n_ctx, self.model.n_ctx_train)
+        self._embedder = Embedder(loaded, pooling=self.model.pooling, n_ctx=longest)
+
+    # ── vocabulary ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tokenize(self, segments: Sequence[Segment], *, add_bos: bool) -> list[int]:
+        """Ids of the segments' joined text; control tokens only in ``special`` ones."""
+        return self.vocabulary.tokenize(segments, add_bos=add_bos)
+
+    def piece(self, token: int, *, special: bool = True) -> bytes:
+        """The token's bytes; a control token's text only if ``special``."""
+        return self.vocabulary.piece(token, special=special)
+
+    def token_id(self, text: str) -> int | None:
+        """The control or added token that ``text`` is."""
+        return self.vocabulary.token_id(text)
+
+    # ── sampler chains ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> None:
+        """Raise a SamplingError or a GrammarError for what :meth:`open` and :meth:`constrain` could not honour."""
+        self._factory.check(sampling)
+        if grammar or json_schema:
+            Constraint(self._api, self._loaded.vocab, self._gbnf(grammar, json_schema)).close()
+
+    def open(
+        self, sequence: int, sampling: Sampling, history: Sequence[int], logprobs: int | None, ignore_eos: bool
+    ) -> None:
+        """Make the chain of ``sequence``; the penalties have seen ``history``."""
+        self._factory.check(sampling)
+        self.close(sequence)
+        self._chains[sequence] = SamplerChain(self._factory, sampling, history, ignore_eos=ignore_eos)
+        self._logprobs[sequence] = logprobs
+
+    def constrain(self, sequence: int, grammar: str, json_schema: str) -> None:
+        """From the next sample on, only what the grammar or the schema allows; nothing where both are empty."""
+        if grammar or json_schema:
+            gbnf = self._gbnf(grammar, json_schema)
+            chain = self._chains[sequence]
+            if chain.constraint is not None:
+                chain.constraint.close()
+            chain.constraint = Constraint(self._api, self._loaded.vocab, gbnf)
+
+    def accept(self, sequence: int, token: int) -> None:
+        """Show the chain a token that was not sampled."""
+        self._chains[sequence].accept(token)
+
+    def close(self, sequence: int) -> None:
+        """Free the chain of ``sequence``, if there is one."""
+        chain = self._chains.pop(sequence, None)
+        if chain is not None:
+            chain.close()
+
+    def _gbnf(self, grammar: str, json_schema: str) -> str:
+        """The checked grammar; a few are kept, because a request is checked first and constrained later."""
+        key = (grammar, json_schema)
+        known = self._grammars.get(key)
+        if known is None:
+            known = self._grammars[key] = gbnf_of(grammar, json_schema)
+            if len(self._grammars) > _KEPT_GRAMMARS:
+                self._grammars.popitem(last=False)
+        return known
+
+    # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """Let ``target``, which is empty, share the first ``n_tokens`` positions of ``source``."""
+        self._cells.copy(source, target, n_tokens)
+        if n_tokens:
+            self._api.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+
+    def remove(self, sequence: int, start: int) -> None:
+        """Drop the positions of ``sequence`` from ``start`` on.
+
+        Raises:
+            LlamaCppError: where the model's memory is a running state, from which no end can be taken.
+        """
+        if not self._api.llama_memory_seq_rm(self._memory, sequence, start, -1):
+            raise LlamaCppError(f"llama.cpp cannot drop the positions of a sequence from {start} on in this model")
+        self._cells.remove(sequence, start)
+
+    def used_cells(self) -> int:
+        """Cells that at least one sequence holds."""
+        return self._cells.n_used
+
+    def length(self, sequence: int) -> int:
+        """Positions that llama.cpp itself has of ``sequence``; what the books say is checked against it in tests."""
+        return int(self._api.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+    # ── compute ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def run(self, rows: Sequence[Row]) -> list[Sampled]:
+        """Compute ``rows`` in one ``llama_decode`` and sample where they ask for it.
+
+        Raises:
+            OutOfCellsError: when the cache has no room; nothing has changed.
+            LlamaCppError: when llama.cpp fails.
+        """
+        logits = self.compute(rows)
+        asking = (row.sequence for row in rows if row.sample)
+        return [self._sample(sequence, logits[index]) for index, sequence in enumerate(asking)]
+
+    def compute(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
+        """Logits (outputs, vocab_size) of the rows that ask for a sample, in llama.cpp's memory until the next call.
+
+        Raises:
+            OutOfCellsError, LlamaCppError: as :meth:`run` does.
+        """
+        n_outputs = sum(row.sample for row in rows)
+        if n_outputs > self.n_sequences:  # llama.cpp would abort: the context has room for one row a sequence
+            raise ValueError(f"{n_outputs} rows ask for a sample, of {self.n_sequences} sequences")
+        self._decode(rows)
+        if not n_outputs:
+            return np.zeros((0, self.model.vocab_size), np.float32)
+        pointer = self._api.llama_get_logits(self._loaded.context)
+        return output_rows(pointer, n_outputs, self.model.vocab_size)
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Pooled vectors of length 1, one a prompt."""
+        return [self._embedder.embed(prompt) for prompt in prompts]
+
+    def shut(self) -> None:
+        """Free chains, contexts and the model. Safe to call twice."""
+        for sequence in list(self._chains):
+            self.close(sequence)
+        self._factory.close()
+        self._embedder.close()
+        self._loaded.close()
+
+    def _decode(self, rows: Sequence[Row]) -> None:
+        if not 0 < len(rows) <= self._batch.capacity:
+            raise ValueError(f"a batch of {len(rows)} rows; 1 to {self._batch.capacity} can be computed")
+        self._batch.fill(rows)
+        status = self._api.llama_decode(self._loaded.context, self._batch.value)
+        if status == _NO_SLOT:
+            raise OutOfCellsError(f"no room for {len(rows)} tokens beside the {self._cells.n_used} in the context")
+        if status != 0:
+            said = tuple(line.text for line in self._loaded.recent)
+            raise LlamaCppError(f"llama.cpp could not compute {len(rows)} tokens (status {status})", log=said)
+        append = self._cells.append
+        for row in rows:
+            append(row.sequence)
+
+    def _sample(self, sequence: int, logits: Logits) -> Sampled:
+        token = self._chains[sequence].choose(logits)
+        piece = self.vocabulary.piece
+        n_top = self._logprobs[sequence]
+        logprob = None if n_top is None else token_logprob(self._factory.scratch, logits, token, n_top, piece)
+        return Sampled(token, piece(token), logprob)

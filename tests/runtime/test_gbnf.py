@@ -1,0 +1,146 @@
+"""Grammars that would abort, hang or mislead llama.cpp are refused before it sees them."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ktllama.engine.executor import GrammarError
+from ktllama.runtime.gbnf import check_gbnf
+from ktllama.runtime.grammar import Constraint
+from tests.runtime.own_process import in_own_process, process
+from tests.runtime.vocabularies import vocabulary_of
+
+_ACCEPTED = [
+    'root ::= "a"',
+    "root ::= [a-z]+ # letters\n",
+    "root ::= (\n  item |\n  [^\\n] .\n)*\nitem ::= \"- \" [^\\r\\n\\x0b\\u2028]+ '\\n'".replace("'", '"'),
+    'root ::= "x"{2} "y"{1,} "z"{0,3}',
+    "root ::= <|im_end|> | !<[5]>",
+    'root ::= value\nvalue ::= "[" (value ("," value)*)? "]"',
+    'root ::= "a" root | ""',
+    'root ::= [\\]\\[^-] "\\"\\\\\\t"',
+]
+
+_REFUSED = {
+    'root ::= "a"{5,2}': "{5,2} ends before it begins",
+    'root ::= "a"{3000}': "more than 2000 repetitions",
+    'root ::= "a"{1,5000}': "more than 2000 repetitions",
+    'root ::= (("a"{100}){100}){100} "b"{50}{50}': "repetitions multiply to more than 2000",
+    'root ::= root "a" | "b"': "can begin with itself",
+    'root ::= a root "x" | "y"\na ::= b\nb ::= ""': "can begin with itself",
+    'root ::= ("a"?)*': "repeats something that may be empty",
+    'root ::= "x" root "a" | "x" root "b" | "c"': "more than 2000 ways at once",
+    "root ::= " + "(" * 5000 + '"a"' + ")" * 5000: "nest more than 100 deep",
+    'root ::= "a': "ends within quotes",
+    "root ::= [a": "ends within quotes or brackets",
+    "root ::= []": "a class of characters is empty",
+    "root ::= *": "nothing to repeat",
+    'root ::= ""*': "nothing to repeat",
+    'root = "a"': "expected ::=",
+    "root ::= other": "uses the rule other, which it does not define",
+    'other ::= "a"': "no rule called root",
+    'root ::= "a"\nroot ::= "b"': "defined twice",
+    'root ::= "\\q"': "unknown escape",
+    'root ::= "\\x4"': "unknown escape",
+    'root ::= "a" )': "expected the end of the line",
+    'root ::= ("a"': "expected )",
+    'root ::= "a\0"': "NUL",
+    "root ::= <": "a token such as",
+    "": "no rule called root",
+    "\n".join(f'r{i} ::= r{i + 1} "x" | r{i + 1} "y"' for i in range(40)) + '\nr40 ::= "z"\nroot ::= r0': "2000 ways",
+    "root ::= " + '"a" ' * 60_000: "more than 50000 elements",
+    "\n".join(f'r{i} ::= "a"' for i in range(6000)): "more than 5000 rules",
+    "x" * 300_000: "more than 262144 bytes",
+}
+
+
+@pytest.mark.parametrize("grammar", _ACCEPTED)
+def test_grammars_pass(grammar: str) -> None:
+    check_gbnf(grammar)
+
+
+@pytest.mark.parametrize("grammar", _REFUSED, ids=lambda grammar: grammar[:30].replace("\0", "NUL"))
+def test_hostile_grammars_are_refused(grammar: str) -> None:
+    with pytest.raises(GrammarError) as caught:
+        check_gbnf(grammar)
+    assert _REFUSED[grammar] in str(caught.value)
+
+
+def test_errors_have_a_place() -> None:
+    with pytest.raises(GrammarError, match=r"^grammar, line 2, column 10: there is nothing to repeat"):
+        check_gbnf('root ::= a\na    ::= * "x"')
+
+
+def test_checking_takes_bounded_work() -> None:
+    """Deep ambiguity in a rule that the probe reaches late still ends."""
+    rules = [f'r{i} ::= "(" r{i} ")" | "(" r{i} "]" | "x"' for i in range(60)]
+    started = time.process_time()
+    with pytest.raises(GrammarError, match="ways at once"):
+        check_gbnf("\n".join([*rules, "root ::= " + " | ".join(f'"{i}" r{i}' for i in range(60))]))
+    assert time.process_time() - started < 20
+
+
+@pytest.fixture(scope="module")
+def own_process() -> Iterator[ProcessPoolExecutor]:
+    with process() as pool:
+        yield pool
+
+
+_WORDS = (
+    *(
+        "root",
+        "a",
+        "b",
+        "::=",
+        "\n",
+        "\n",
+        "|",
+        "|",
+        "(",
+        ")",
+        '"x"',
+        '"yz"',
+        '""',
+        "[a-z]",
+        "[^x]",
+        ".",
+        "*",
+        "+",
+        "?",
+    ),
+    *("{2}", "{1,}", "{0,3}", "{3,1}", "{", "}", '"', "[", "]", "\\", "<eos>", "!<[3]>", "<", "#", "-", "é"),
+)
+
+
+@in_own_process
+def test_llama_cpp_survives_every_grammar_that_passes(llama: Path) -> None:
+    """Random grammars: those that pass are parsed by llama.cpp too, and a walk through them does not end the process."""
+    passed = 0
+    with vocabulary_of(llama) as loaded:
+        for seed in range(800):
+            draw = random.Random(seed)
+            words = " ".join(draw.choices(_WORDS, k=draw.randrange(1, 9)))
+            grammar = f'root ::= {words}\na ::= "q" | "r" a\nb ::= [0-9] a'
+            try:
+                check_gbnf(grammar)
+            except GrammarError:
+                continue
+            try:
+                constraint = Constraint(loaded.api, loaded.vocab, grammar)
+            except GrammarError:
+                assert "<" in grammar  # only llama.cpp can tell whether <text> is a token
+                continue
+            passed += 1
+            for _ in range(4):
+                allowed = [token for token in range(257) if constraint.allows(token)]
+                if not allowed or allowed == [256]:
+                    break
+                constraint.accept(draw.choice([token for token in allowed if token != 256]))
+            constraint.close()
+    assert passed > 10
