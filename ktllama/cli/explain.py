@@ -61,6 +61,7 @@ def command(
     """
     _check_usage(glob, other, page, force=force, form=form)
     chosen = shared.make_options(target, device_map, default_device, budgets, load_mode)
+    model = shared.model_for(rules, model, preset, config)
     chosen = shared.with_model(chosen, model, preset, config, quant)
     try:
         plan = analyse(rules, model, preset=preset, config=config, options=chosen)

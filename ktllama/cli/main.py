@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -19,11 +20,15 @@ from ktllama.ruleset.wording import harmless
 #: Command → module that defines it and its line in ``ktllama --help``; modules are imported when they are called.
 COMMANDS = {
     "translate": ("ktllama.cli.translate", "Compile a rule file into llama.cpp settings."),
+    "plan": ("ktllama.cli.plan", "Decide what rules leave open: what fits, and what is fastest."),
     "explain": ("ktllama.cli.explain", "Say why every module and tensor is where it is; draw the plan."),
     "lint": ("ktllama.cli.lint", "Check a rule file; exit status 1 on errors."),
     "import": ("ktllama.cli.import_", "Turn a llama.cpp command line into a rule file."),
     "verify": ("ktllama.cli.verify", "Prove in llama.cpp's own dry run that it does what the rules say."),
+    "validate": ("ktllama.cli.validate", "Compare llama.cpp under rules with a reference in plain PyTorch."),
     "run": ("ktllama.cli.run", "Load a model under the rules, check its buffers, and generate."),
+    "serve": ("ktllama.cli.serve", "Serve a model over HTTP, as OpenAI's and DeepSeek's APIs speak."),
+    "chat": ("ktllama.cli.chat", "Talk to a model in the terminal, or to a server."),
     "rules": ("ktllama.cli.rules", "List the rule files that come with ktllama, or show one."),
     "devices": ("ktllama.cli.devices", "List the devices of this llama.cpp build."),
 }
@@ -130,7 +135,10 @@ def _lines(fault: KtllamaError) -> list[str]:
 
         errors = [found for found in fault.diagnostics if found.severity == "error"]
         return [line for found in errors for line in finding_lines(found)]
-    lines = [fault.reason, *(f"  llama.cpp: {line}" for line in fault.log)] if isinstance(fault, LlamaCppError) else []
+    if isinstance(fault, LlamaCppError):
+        lines: Sequence[str] = [fault.reason, *(f"  llama.cpp: {line}" for line in fault.log)]
+    else:
+        lines = getattr(fault, "lines", ())  # a fault that is several has them
     return [harmless(line) for line in lines or [str(fault)]]
 
 

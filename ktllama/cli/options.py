@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from ktllama import devices
+from ktllama import devices, shipped_rules
 from ktllama.devices import parse_device_map
-from ktllama.errors import DeviceError
+from ktllama.errors import DeviceError, ModelFileError
 from ktllama.lower.settings import LoadMode, Target
 from ktllama.model.kv_cache import CACHE_TYPES
 from ktllama.model.quantization import DEFAULT, MIXES
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from ktllama.runtime.context_options import ContextOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+#: The folder of shipped rules for the embedded model, and which of them a command takes where none is given.
+EMBEDDED_FAMILY = "tiny-r1"
+EMBEDDED_RULES = "tiny-r1/cpu"
 
 TARGETS = ("python", "llama-server", "ik_llama.cpp")
 LOAD_MODES = ("auto", "none", "mmap", "mlock")
@@ -47,6 +52,40 @@ def model_options(command: _Command) -> _Command:
         help="The model: FILE.gguf (of a split one, the first file), https://HOST/FILE.gguf or hf:OWNER/REPO[:FILE].",
     )
     return model(preset(command))
+
+
+def default_model_option(command: _Command) -> _Command:
+    """``--model`` of a command that runs a model: a file, or the embedded one (:func:`model_or_default`)."""
+    return click.option(
+        "-m", "--model", metavar="FILE.gguf", type=click.Path(), help="The model.  [default: the embedded tiny-R1]"
+    )(command)
+
+
+def model_or_default(model: str | None) -> str:
+    """The model that was given, or the path of the embedded one, which is then said on standard error.
+
+    Raises:
+        ModelFileError: when none was given and this installation has no embedded model.
+    """
+    if model is not None:
+        return model
+    from ktllama import assets
+
+    path = assets.tiny_r1()
+    if not path.is_file():
+        raise ModelFileError("--model", "none is given, and this installation embeds none: name a GGUF file")
+    click.echo(f"no --model given: this is the embedded tiny-R1, {path}", err=True)
+    return str(path)
+
+
+def model_for(rules: str, model: str | None, preset: str | None, config: str | None) -> str | None:
+    """The model that was given; for shipped rules of tiny-R1 without any, the embedded one.
+
+    None leaves the choice to the translation: a preset, or what the rules seem to be for.
+    """
+    if (model, preset, config) == (None, None, None) and Path(shipped_rules.find(rules)).parent.name == EMBEDDED_FAMILY:
+        return model_or_default(None)
+    return model
 
 
 def config_options(command: _Command) -> _Command:

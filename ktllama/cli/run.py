@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@shared.rules_argument
-@click.option("-m", "--model", metavar="FILE.gguf", type=click.Path(), required=True, help="The model.")
+@click.argument("rules", metavar="[RULES]", type=click.Path(), required=False)
+@shared.default_model_option
 @click.option("-p", "--prompt", required=True, help="What to say to the model; - reads it from standard input.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1, 1 << 20), default=256, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0, 5), default=0.0, show_default=True, help="0 is greedy.")
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 @shared.placement_options
 @shared.context_options
 def command(
-    rules: str,
-    model: str,
+    rules: str | None,
+    model: str | None,
     prompt: str,
     max_tokens: int,
     temperature: float,
@@ -52,8 +52,13 @@ def command(
 ) -> int:
     """Load a model under RULES, check its buffers against the plan, and generate.
 
+    Without a model it is the embedded tiny-R1, and without RULES either, those that put it on the CPU.
+
     The text goes to standard output; progress, checks and tokens/s to standard error.
     """
+    if rules is None and model is not None:
+        raise click.UsageError("Missing argument 'RULES': only the embedded model has rules of its own.")
+    rules, model = rules or shared.EMBEDDED_RULES, shared.model_or_default(model)
     if is_remote(model):
         raise click.UsageError("run loads the weights, so the model must be a file on this machine: download it first.")
     from ktllama.runtime.generate import generate

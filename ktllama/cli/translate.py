@@ -55,6 +55,7 @@ def command(
     if target is not None and target not in wanted:
         raise click.UsageError(f"--format {form} is for --target {' or '.join(wanted)}.")
     chosen = shared.make_options(target or wanted[0], device_map, default_device, budgets, load_mode)
+    model = shared.model_for(rules, model, preset, config)
     chosen = shared.with_model(chosen, model, preset, config, quant)
     try:
         translation = analyse(rules, model, preset=preset, config=config, options=chosen)

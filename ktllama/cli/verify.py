@@ -64,6 +64,7 @@ def command(
     --config or a remote model such a file is made for the occasion. Exit status 0 only if all is as planned.
     """
     chosen = shared.make_options(target, device_map, default_device, budgets, load_mode)
+    model = shared.model_for(rules, model, preset, config)
     chosen = shared.with_model(chosen, model, preset, config, quant)
     translation = translate(rules, model, preset=preset, config=config, options=chosen)
     if form == "text":

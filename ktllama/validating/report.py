@@ -1,0 +1,179 @@
+"""The outcome of a validation as one value, and the sentences that say what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ktllama import devices
+from ktllama.model.modules import block_of
+from ktllama.placing.ir import Placement
+from ktllama.validating.comparison import Comparison
+from ktllama.validating.layers import Flip, LayerErrors, first_flip, flipped_positions
+from ktllama.validating.positions import Floats, PositionErrors
+from ktllama.validating.suspects import Suspect, first_suspect, largest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """llama.cpp's pass over ``tokens`` beside the reference's.
+
+    ``devices`` gives the devices of every layer as rules name them, that of its KV cache first; ``output_devices``
+    those of the output, and ``output`` its own errors at some positions. ``rules`` names the rules, ``model`` and
+    ``reference`` the files.
+    """
+
+    name: str
+    architecture: str
+    model: str
+    reference: str
+    rules: str
+    tokens: tuple[int, ...]
+    comparison: Comparison
+    positions: PositionErrors
+    layers: tuple[LayerErrors, ...]
+    output: Floats
+    devices: Mapping[int, tuple[str, ...]]
+    output_devices: tuple[str, ...]
+    max_kl: float
+
+    @property
+    def mean_kl(self) -> float:
+        """KL(reference‖llama.cpp) in nats, the mean over all positions."""
+        return float(self.positions.kl.mean())
+
+    @property
+    def ok(self) -> bool:
+        """Whether the mean KL divergence is no more than was allowed."""
+        return self.mean_kl <= self.max_kl
+
+    @property
+    def suspect(self) -> Suspect | None:
+        """The layer that goes wrong; where the limit is passed without a jump, the one that adds the largest error."""
+        expected = self.comparison.expected
+        found = first_suspect(self.layers, self.output, expected)
+        return found if found is not None or self.ok else largest(self.layers, expected)
+
+    @property
+    def first_flip(self) -> Flip | None:
+        """The first token, by layer, for which llama.cpp chose other experts."""
+        return first_flip(self.layers)
+
+    @property
+    def n_flips(self) -> int:
+        """Pairs of token and layer with other experts."""
+        return sum(found.n_flipped for found in self.layers)
+
+    @property
+    def n_choices(self) -> int:
+        """Pairs of token and layer with a choice of experts."""
+        return len(self.tokens) * sum(found.flipped is not None for found in self.layers)
+
+    @property
+    def n_flipped_positions(self) -> int:
+        """Positions at which some layer chose other experts."""
+        return int(flipped_positions(self.layers, len(self.tokens)).sum())
+
+    @property
+    def worst_position(self) -> int:
+        """Where the logits are furthest apart."""
+        return int(self.positions.max_abs.argmax())
+
+    def devices_of(self, suspect: Suspect) -> tuple[str, ...]:
+        """Where a suspect computes."""
+        return self.output_devices if suspect.layer is None else self.devices[suspect.layer]
+
+
+def devices_by_layer(placement: Placement) -> dict[int, tuple[str, ...]]:
+    """Every layer's devices: first that of its KV cache, then those that hold other tensors of it."""
+    found = {layer: [device] for layer, device in placement.layers.items()}
+    for tensor in placement.tensors.values():
+        layer = block_of(tensor.name)
+        if layer in found and tensor.device not in found[layer]:
+            found[layer].append(tensor.device)
+    return {layer: (names[0], *sorted(names[1:], key=devices.order)) for layer, names in found.items()}
+
+
+def verdict(report: Report) -> str:
+    """Pass or fail, with both numbers."""
+    word = "within" if report.ok else "PAST"
+    return f"mean KL divergence {number(report.mean_kl)}, {word} the limit of {number(report.max_kl)}"
+
+
+def suspicion(report: Report) -> str | None:
+    """Which layer on which device goes wrong, or None."""
+    found = report.suspect
+    if found is None:
+        return None
+    where = "the output (output_norm, output)" if found.layer is None else f"layer {found.layer}"
+    on = " and ".join(report.devices_of(found))
+    error, expected = number(found.error), number(report.comparison.expected)
+    if not found.certain:
+        return f"no layer stands out; the largest error is added by {where} on {on}: {error}, expected about {expected}"
+    before = " (or the embedding before it)" if found.layer == 0 else ""
+    return (
+        f"{where} on {on} goes wrong first{before}: given the same input, it is off by {error} of what it adds, where "
+        f"about {expected} is expected"
+    )
+
+
+def flips(report: Report) -> str | None:
+    """What flipped experts have to do with the differences, or None where no router chose otherwise."""
+    first = report.first_flip
+    if first is None:
+        return None
+    said = (
+        f"flipped experts: {report.n_flips} of {report.n_choices} choices differ, at {report.n_flipped_positions} of "
+        f"{len(report.tokens)} positions; first in layer {first.layer} at position {first.position}, "
+        f"{_listed(first.came)} instead of {_listed(first.gone)}"
+    )
+    calm = ~flipped_positions(report.layers, len(report.tokens))
+    if calm.any():
+        said += f"; without these positions the mean KL divergence is {number(float(report.positions.kl[calm].mean()))}"
+    at_worst = first_flip(report.layers, report.worst_position)
+    if at_worst is not None:
+        where = f"at position {report.worst_position}"
+        said += f"; the largest difference, {where}, follows a flip in layer {at_worst.layer}"
+    return said
+
+
+def sources(report: Report) -> list[str]:
+    """Why the two sides may differ at all, and by how much each reason is expected to change what a layer adds."""
+    return [f"{source.what}: about {number(source.relative)}" for source in report.comparison.sources]
+
+
+def totals(report: Report) -> list[tuple[str, str]]:
+    """The figures over all positions, as names and values."""
+    found = report.positions
+    perplexities = found.perplexities()
+    return [
+        ("KL divergence, mean", number(report.mean_kl)),
+        ("KL divergence, worst", f"{number(float(found.kl.max()))} at position {int(found.kl.argmax())}"),
+        ("|Δ logit|, mean", number(float(found.mean_abs.mean()))),
+        ("|Δ logit|, worst", f"{number(float(found.max_abs.max()))} at position {report.worst_position}"),
+        ("same most likely token", percentage(float(found.top1.mean()))),
+        ("same five most likely", percentage(float(found.top5.mean()))),
+        ("perplexity, reference", "-" if perplexities is None else f"{perplexities[0]:.4f}"),
+        ("perplexity, llama.cpp", "-" if perplexities is None else f"{perplexities[1]:.4f}"),
+    ]
+
+
+def worst_positions(report: Report, n_shown: int) -> list[int]:
+    """The positions with the largest KL divergence, worst first."""
+    return [int(position) for position in np.argsort(-report.positions.kl, kind="stable")[:n_shown]]
+
+
+def number(value: float) -> str:
+    """Three significant digits, small numbers as 1.2e-05."""
+    return "0" if value == 0 else f"{value:.3g}"
+
+
+def percentage(share: float) -> str:
+    """A share in percent; 100% is all of them."""
+    return f"{100 * share:.4g}%" if share in (0.0, 1.0) else f"{min(100 * share, 99.99):.2f}%"
+
+
+def _listed(experts: tuple[int, ...]) -> str:
+    return f"expert{'s' if len(experts) > 1 else ''} {', '.join(str(expert) for expert in experts)}"

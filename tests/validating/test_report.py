@@ -1,0 +1,201 @@
+"""The outcome as sentences, as JSON that fits its schema, and as a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from ktllama.validating import page
+from ktllama.validating.document import report_document
+from ktllama.validating.positions import compare_positions
+from ktllama.validating.report import (
+    Report,
+    devices_by_layer,
+    flips,
+    number,
+    percentage,
+    sources,
+    suspicion,
+    totals,
+    verdict,
+    worst_positions,
+)
+from tests.models import deepseek
+from tests.runtime.plans import plan
+from tests.validating.reports import calm_report, report
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "validation.schema.json").read_text(encoding="utf-8"))
+
+#: Logits (0, 2, 0) against (2, 0, 0): one position of three differs.
+KL = 2 * (math.exp(2) - 1) / (math.exp(2) + 2)
+
+
+def test_the_verdict_has_both_numbers() -> None:
+    assert verdict(report()) == f"mean KL divergence {number(KL / 3)}, PAST the limit of 0.001"
+    assert verdict(calm_report()) == "mean KL divergence 0, within the limit of 0.001"
+
+
+def test_the_suspect_is_named_with_its_device() -> None:
+    assert suspicion(report()) == (
+        "layer 2 on cuda:1 goes wrong first: given the same input, it is off by 0.4 of what it adds, where about 0.005 "
+        "is expected"
+    )
+    assert suspicion(calm_report()) is None
+
+
+def test_the_output_may_be_the_suspect() -> None:
+    whole = report()
+    said = suspicion(report(layers=whole.layers[:2], output=np.array([0.5, 0.5])))
+    assert said is not None
+    assert said.startswith("the output (output_norm, output) on cpu goes wrong first: ")
+
+
+def test_the_first_layer_may_have_got_it_from_the_embedding() -> None:
+    wrong = report().layers[2]
+    moved = type(wrong)(layer=0, relative=wrong.relative, own=wrong.own)
+    said = suspicion(report(layers=(moved,)))
+    assert said is not None
+    assert said.startswith("layer 0 on cuda:0 goes wrong first (or the embedding before it): ")
+
+
+def test_a_failure_without_a_suspect_says_where_the_error_is_largest() -> None:
+    whole = report()
+    assert suspicion(report(layers=whole.layers[:2])) == (
+        "no layer stands out; the largest error is added by layer 0 on cuda:0: 0.01, expected about 0.005"
+    )
+
+
+def test_flips_say_what_was_chosen_and_what_they_did() -> None:
+    assert flips(report()) == (
+        "flipped experts: 1 of 3 choices differ, at 1 of 3 positions; first in layer 1 at position 1, expert 7 instead "
+        "of expert 2; without these positions the mean KL divergence is 0; the largest difference, at position 1, "
+        "follows a flip in layer 1"
+    )
+    assert flips(calm_report()) is None
+
+
+def test_reasons_and_figures() -> None:
+    assert sources(report()) == ["sums: about 0.003", "rounding: about 0.004"]
+    found = dict(totals(report()))
+    assert found["KL divergence, worst"] == f"{number(KL)} at position 1"
+    assert found["|Δ logit|, worst"] == "2 at position 1"
+    assert found["same most likely token"] == "66.67%"
+    assert worst_positions(report(), 2) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(1.0, "100%"), (0.0, "0%"), (0.5, "50.00%"), (0.99999, "99.99%"), (2 / 3, "66.67%")]
+)
+def test_only_all_is_a_hundred_percent(share: float, text: str) -> None:
+    assert percentage(share) == text
+
+
+def test_a_layers_devices_begin_with_that_of_its_cache() -> None:
+    model = deepseek(3)
+    placement = plan(model, ["CUDA0", "CUDA1", "CUDA0", "CPU"], {r"_exps": "CPU", r"blk\.1\.attn_q": "CUDA0"})
+    assert devices_by_layer(placement) == {
+        0: ("cuda:0",),
+        1: ("cuda:1", "cuda:0", "cpu"),
+        2: ("cuda:0", "cpu"),
+    }
+
+
+def test_the_schema_is_a_schema() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def infinite() -> Report:
+    logits = np.array([[1, 2], [1, 2], [1, 2]], np.float32)
+    wrong = np.array([[1, math.nan], [1, 2], [1, 2]], np.float32)
+    return report(positions=compare_positions(logits, wrong, (0, 1, 0)), output=np.array([math.inf]))
+
+
+@pytest.mark.parametrize("made", [report(), calm_report(), infinite(), report(output=np.array([0.9]))])
+def test_documents_fit_the_schema(made: Report) -> None:
+    document = json.loads(json.dumps(report_document(made), allow_nan=False))
+    assert [fault.message for fault in Draft202012Validator(SCHEMA).iter_errors(document)] == []
+
+
+def test_the_document_says_what_the_report_does() -> None:
+    document = report_document(report())
+    assert document["ok"] is False
+    assert document["suspect"] == {"layer": 2, "devices": ["cuda:1"], "error": 0.4, "share": 1.0, "certain": True}
+    assert document["flips"] == {
+        "choices": 3,
+        "flipped": 1,
+        "positions": 1,
+        "first": {"layer": 1, "position": 1, "reference": [2], "llama_cpp": [7]},
+    }
+    layers, positions = document["layers"], document["positions"]
+    assert isinstance(layers, list)
+    assert isinstance(positions, dict)
+    assert layers[1] == {
+        "layer": 1,
+        "devices": ["cuda:0", "cpu"],
+        "median": 0.02,
+        "worst": 0.04,
+        "worst_position": 1,
+        "own": 0.01,
+        "flipped": 1,
+        "own_flipped": 1,
+    }
+    assert positions["top1"] == [True, False, True]
+    assert positions["flipped_layer"] == [None, 1, None]
+    assert positions["nll"][-1] is None
+
+
+class _Balance(HTMLParser):
+    """Checks that every element that opens closes."""
+
+    _VOID = frozenset({"meta", "circle", "line", "path", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in self._VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self._VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("made", [report(), calm_report(), infinite()])
+def test_the_page_stands_alone(made: Report) -> None:
+    text = page.render(made)
+    parser = _Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert parser.seen.count("svg") >= 3
+    assert not {"script", "img", "link", "b"} & set(parser.seen)
+    assert "{{" not in text
+    assert not re.search(r"https?://", text)
+    assert "nan" not in re.findall(r'(?:cx|cy|y1|y2|d)="([^"]*)"', text)
+
+
+def test_the_page_draws_every_layer_in_its_devices_colour() -> None:
+    text = page.render(report())
+    dots = re.findall(r'class="dot f-(\w+) s-(\w+)"', text)
+    assert dots == [("gpu0", "gpu0"), ("gpu0", "cpu"), ("gpu1", "gpu1"), ("cpu", "cpu")]
+    assert text.count('class="ring"') == 1
+    assert "layer 2 goes wrong first" in text
+    assert text.count('class="flip"') == 1
+    assert "Tiny &lt;b&gt;model&lt;/b&gt;" in text
+
+
+def test_the_page_of_a_calm_report_marks_nothing() -> None:
+    text = page.render(calm_report())
+    assert 'class="ring"' not in text
+    assert 'class="flip"' not in text
+    assert '<p class="verdict good">' in text
