@@ -1,0 +1,194 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ktllama.engine.messages import Generate
+from ktllama.r1.tool_calls import ToolCallParser
+from ktllama.server import usage
+from ktllama.server.bodies import check_lengths, read_body
+from ktllama.server.chat_answer import ChatChunks, Head, folded, whole
+from ktllama.server.constraints import Constraint, constraint
+from ktllama.server.deltas import ChoiceDelta, ChoiceEnded, ChoiceReader
+from ktllama.server.description import body_of
+from ktllama.server.event_stream import DONE, EventStream
+from ktllama.server.model_names import check_model
+from ktllama.server.notes import RequestNotes, notes_of
+from ktllama.server.presence import ClientGoneError, unless_gone
+from ktllama.server.profile_sampling import defaults
+from ktllama.server.prompting import reasoning_budget, rendered, segments, thinking, thinks
+from ktllama.server.protocol.chat import ChatRequest
+from ktllama.server.running import Choice, Running
+from ktllama.server.state import ReasoningFormat, ServerState, server_state
+
+router = APIRouter()
+_log = logging.getLogger(__name__)
+
+#: What `lenient` left out of the request, as a header of the answer.
+IGNORED_HEADER = "X-Ktllama-Ignored-Fields"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPlan:
+    """A request, understood: what the engine is asked, and how the answer is written."""
+
+    head: Head
+    choices: tuple[Choice, ...]
+    shows_reasoning: bool
+    logprobs: bool
+    include_usage: bool
+
+
+@router.post("/v1/chat/completions", **body_of("ChatRequest", "ChatCompletion", streams=True))
+# DeepSeek's base addresses are https://api.deepseek.com and https://api.deepseek.com/beta
+@router.post("/chat/completions", include_in_schema=False)
+@router.post("/beta/chat/completions", include_in_schema=False)
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation, whole or as an event stream."""
+    state = server_state(request)
+    limits = state.settings.limits
+    body, left_out = await read_body(request, ChatRequest, limits, lenient=state.settings.lenient)
+    check_lengths(
+        {
+            "messages": (len(body.messages), limits.messages),
+            "n": (body.n or 1, limits.choices),
+            "tools": (len(body.tools or ()), limits.tools),
+        }
+    )
+    check_model(state, body.model)
+    plan = planned(state, body)
+    notes = notes_of(request.scope)
+    notes.model, notes.stream, notes.choices = plan.head.model, bool(body.stream), len(plan.choices)
+    headers = ignored_header(left_out)
+    running = Running(state, plan.choices)
+    try:
+        await unless_gone(request.receive, running.open())
+        if body.stream:
+            return EventStream(
+                _events(plan, running, notes),
+                close=running.close,
+                keep_alive_seconds=state.settings.keep_alive_seconds,
+                headers=headers,
+            )
+        return Response(
+            await unless_gone(request.receive, _whole(plan, running, notes)),
+            headers=headers,
+            media_type="application/json",
+        )
+    except ClientGoneError:
+        notes.client_left = True
+        return Response(status_code=499)
+
+
+def ignored_header(left_out: list[str]) -> dict[str, str]:
+    """The header that names what a lenient server ignored; nothing where it ignored nothing."""
+    if not left_out:
+        return {}
+    _log.warning("ignored the fields %s of a request", ", ".join(left_out))
+    return {IGNORED_HEADER: ", ".join(left_out).encode("ascii", "backslashreplace").decode()[:1024]}
+
+
+async def _events(plan: ChatPlan, running: Running, notes: RequestNotes) -> AsyncGenerator[bytes, None]:
+    chunks = ChatChunks(
+        plan.head,
+        n_choices=len(plan.choices),
+        shows_reasoning=plan.shows_reasoning,
+        include_usage=plan.include_usage,
+    )
+    ended: list[ChoiceEnded] = []
+    yield chunks.opening()
+    async with aclosing(running.deltas()) as gained:
+        async for deltas in gained:
+            if deltas:
+                if isinstance(deltas[-1], ChoiceEnded):
+                    ended.append(deltas[-1])
+                yield chunks.encoded(deltas)
+    total = usage.total(end.usage for end in ended)
+    usage.note(notes, total, (end.finish_reason for end in ended))
+    yield (chunks.usage(total) if plan.include_usage else b"") + DONE
+
+
+async def _whole(plan: ChatPlan, running: Running, notes: RequestNotes) -> bytes:
+    deltas: list[ChoiceDelta] = []
+    async with aclosing(running.deltas()) as gained:
+        async for more in gained:
+            deltas += more
+    folds = folded(deltas, len(plan.choices))
+    ended = [choice.ended for choice in folds if choice.ended is not None]
+    total = usage.total(end.usage for end in ended)
+    usage.note(notes, total, (end.finish_reason for end in ended))
+    return whole(plan.head, folds, shows_reasoning=plan.shows_reasoning, logprobs=plan.logprobs, total=total)
+
+
+def planned(state: ServerState, body: ChatRequest) -> ChatPlan:
+    """What the engine will be asked for `body`. Raises ApiError for what cannot be honoured."""
+    head = Head(
+        id=f"chatcmpl-{uuid.uuid4().hex}",
+        created=int(time.time()),
+        model=state.model_name,
+        system_fingerprint=state.fingerprint,
+    )
+    reasoning_format = body.reasoning_format or state.settings.reasoning_format
+    limit = constraint(state.profile, body)
+    template = _generate(state, body, head.id, reasoning_format, limit)
+    return ChatPlan(
+        head=head,
+        choices=tuple(_choice(state, body, template, index, limit) for index in range(body.n or 1)),
+        shows_reasoning=reasoning_format != "none",
+        logprobs=bool(body.logprobs),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+
+
+def _generate(
+    state: ServerState, body: ChatRequest, request_id: str, reasoning_format: ReasoningFormat, limit: Constraint
+) -> Generate:
+    budget = reasoning_budget(state, body)
+    prompt = rendered(state, body, think=thinks(body, budget))
+    return Generate(
+        request_id=request_id,
+        prompt=segments(prompt),
+        add_bos=not prompt.begins_with_bos and state.model.add_bos,
+        max_tokens=body.max_tokens or body.max_completion_tokens or state.settings.default_max_tokens,
+        thinking=thinking(state, prompt, body, budget, limit.tool_openings),
+        stop=body.stops(),
+        grammar=limit.grammar,
+        json_schema=limit.json_schema,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        ignore_eos=bool(body.ignore_eos),
+        deterministic=bool(body.deterministic),
+        raw=reasoning_format == "none",
+        legacy=reasoning_format == "deepseek-legacy",
+        cache_prompt=body.cache_prompt is not False,
+        keep_partial_thinking_as_content=body.unclosed_thinking == "content",
+    )
+
+
+def _choice(
+    state: ServerState,
+    body: ChatRequest,
+    template: Generate,
+    index: int,
+    limit: Constraint,
+) -> Choice:
+    request_id = f"{template.request_id}-{index}"
+    generate = msgspec.structs.replace(
+        template, request_id=request_id, sampling=body.sampling(defaults(state.profile), index)
+    )
+    tools = None
+    if limit.tool_format is not None:
+        tools = ToolCallParser(limit.tool_format, id_prefix=f"call_{uuid.uuid4().hex[:12]}_")
+    return Choice(
+        generate=generate,
+        reader=ChoiceReader(index, raw=template.raw, tools=tools, one_call=body.parallel_tool_calls is False),
+    )

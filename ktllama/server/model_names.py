@@ -1,0 +1,20 @@
+"""Which names of a model this server answers to."""
+
+from __future__ import annotations
+
+from ktllama.ruleset.wording import shown
+from ktllama.server.errors import ApiError
+from ktllama.server.state import ServerState
+
+
+def check_model(state: ServerState, name: str | None) -> None:
+    """Refuse another model's name; a lenient server takes any. Raises ApiError 404, or 503 without a model."""
+    served = (state.model_name, state.model.name, *state.settings.other_names)
+    if name is None or name in served or state.settings.lenient:
+        return
+    raise ApiError(
+        404,
+        f"there is no model '{shown(name, 60)}' here; this server has '{served[0]}'",
+        param="model",
+        code="model_not_found",
+    )

@@ -1,0 +1,114 @@
+"""From the messages of a request to the prompt that the engine continues, and how its thinking goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ktllama.engine.messages import Segment, Thinking
+from ktllama.r1.errors import MessagesError, TemplateError, TemplateRefusalError
+from ktllama.r1.prompt import Prompt, render
+from ktllama.server.errors import ApiError
+from ktllama.server.protocol.chat import ChatRequest, PromptFields
+from ktllama.server.protocol.messages import Message, Tool
+from ktllama.server.state import ServerState
+
+#: Tokens of thinking by `reasoning_effort`; None is no limit but max_tokens.
+EFFORT_BUDGETS: dict[str, int | None] = {"none": 0, "low": 1024, "medium": 8192, "high": None}
+
+
+def rendered(state: ServerState, body: PromptFields, *, think: bool | None = None) -> Prompt:
+    """The prompt that `body` makes, by the model's own template. `think` turns the thinking on or off where it can be.
+
+    Raises ApiError 400 for messages that make none, and for a template that cannot be used.
+    """
+    choice = getattr(body, "tool_choice", None)
+    tools = [] if choice == "none" else [_tool(tool) for tool in body.tools or ()]
+    policy = state.settings.system_prompt
+    try:
+        return render(
+            [_as_mapping(message) for message in body.messages],
+            template=state.template,
+            profile=state.profile,
+            control=state.control,
+            tools=tools,
+            system=None if policy == "auto" else policy,
+            think=think,
+            template_kwargs=body.chat_template_kwargs,
+        )
+    except MessagesError as error:
+        raise ApiError(400, str(error), param=error.at, code="invalid_messages") from error
+    except TemplateRefusalError as error:
+        raise ApiError(400, str(error), param="messages", code="invalid_messages") from error
+    except TemplateError as error:
+        raise ApiError(400, str(error), param="messages", code="template_error") from error
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    """The tool as templates know it. `strict` is for the grammar."""
+    return tool.model_dump(exclude_unset=True, exclude={"function": {"strict"}})
+
+
+def _as_mapping(message: Message) -> dict[str, Any]:
+    """The message as templates know them; `developer` is OpenAI's newer word for `system`."""
+    made: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    made["content"] = message.text() if message.content is not None else None
+    for field in ("name", "tool_call_id", "reasoning_content", "prefix"):
+        if (value := getattr(message, field)) is not None:
+            made[field] = value
+    if message.tool_calls:
+        made["tool_calls"] = [call.model_dump(exclude={"index"}, exclude_none=True) for call in message.tool_calls]
+    return made
+
+
+def segments(prompt: Prompt) -> tuple[Segment, ...]:
+    """The prompt's pieces for the engine.
+
+    Where two of r1's segments meet, a control string that a user wrote is cut behind a character of it. That
+    character is marked as no part of a control token, so that joining the pieces again makes none either.
+    """
+    pieces: list[Segment] = []
+    *cut, last = prompt.segments
+    for text in cut:
+        pieces += [Segment(text[:-1], special=True), Segment(text[-1], special=False)]
+    pieces.append(Segment(last, special=True))
+    return tuple(piece for piece in pieces if piece.text)
+
+
+def reasoning_budget(state: ServerState, body: ChatRequest) -> int | None:
+    """Tokens that the thinking may take: the request's word, then the server's."""
+    if body.reasoning_budget is not None:
+        return None if body.reasoning_budget == -1 else body.reasoning_budget
+    if body.thinking is not None and body.thinking.type == "disabled":
+        return 0
+    if body.reasoning_effort is not None:
+        return EFFORT_BUDGETS[body.reasoning_effort]
+    return state.settings.reasoning_budget
+
+
+def thinks(body: ChatRequest, budget: int | None) -> bool | None:
+    """Whether the request asks for thinking, or for none; None where it says nothing of it."""
+    if budget == 0:
+        return False
+    return True if body.thinking is not None or body.reasoning_effort is not None else None
+
+
+def thinking(
+    state: ServerState, prompt: Prompt, body: ChatRequest, budget: int | None, tool_openings: tuple[str, ...]
+) -> Thinking:
+    """How the engine is to follow this answer's thinking."""
+    tags = state.profile.think_tags
+    if tags is None or prompt.thinking == "closed":
+        return Thinking(keep_blanks=prompt.keep_blanks, prompt_side=prompt.prompt_side)
+    message = body.reasoning_budget_message
+    if message is None:
+        message = state.settings.reasoning_budget_message
+    return Thinking(
+        start=tags[0],
+        end=tags[1],
+        begins_inside=prompt.start_in_reasoning,
+        budget=budget,
+        closing=f"{message and chr(10) + message}\n{tags[1]}\n\n",
+        tool_openings=tool_openings,
+        keep_blanks=prompt.keep_blanks,
+        prompt_side=prompt.prompt_side,
+    )

@@ -1,0 +1,79 @@
+"""POST /tokenize, /detokenize and /apply-template: what the model sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ktllama.engine.errors import EngineRequestError
+from ktllama.engine.messages import Segment
+from ktllama.server.bodies import check_lengths, read_body
+from ktllama.server.chat import ignored_header
+from ktllama.server.description import body_of
+from ktllama.server.errors import from_refused
+from ktllama.server.model_names import check_model
+from ktllama.server.prompting import rendered
+from ktllama.server.protocol.chat import TemplateRequest
+from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from ktllama.server.state import server_state
+
+router = APIRouter()
+
+
+@router.post("/tokenize", **body_of("TokenizeRequest", "Tokens"))
+async def tokenize(request: Request) -> Response:
+    """Text to token ids."""
+    state = server_state(request)
+    body, left_out = await read_body(request, TokenizeRequest, state.settings.limits, lenient=state.settings.lenient)
+    segment = Segment(body.content, special=body.parse_special is not False)
+    try:
+        made = await state.client.tokenize(
+            (segment,) if body.content else (),
+            add_bos=bool(body.add_special),
+            with_pieces=bool(body.with_pieces),
+        )
+    except EngineRequestError as error:
+        raise from_refused(error) from error
+    tokens: list[Any] = list(made.tokens)
+    if body.with_pieces:
+        tokens = [{"id": id, "piece": _piece(piece)} for id, piece in zip(made.tokens, made.pieces, strict=True)]
+    return _answer({"tokens": tokens}, left_out)
+
+
+def _piece(piece: bytes) -> str | list[int]:
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+@router.post("/detokenize", **body_of("DetokenizeRequest", "Text"))
+async def detokenize(request: Request) -> Response:
+    """Token ids to text; bytes that are no UTF-8 become U+FFFD."""
+    state = server_state(request)
+    body, left_out = await read_body(request, DetokenizeRequest, state.settings.limits, lenient=state.settings.lenient)
+    try:
+        text = await state.client.detokenize(body.tokens)
+    except EngineRequestError as error:
+        raise from_refused(error) from error
+    return _answer({"content": text.decode(errors="replace")}, left_out)
+
+
+@router.post("/apply-template", **body_of("TemplateRequest", "RenderedPrompt"))
+async def apply_template(request: Request) -> Response:
+    """The prompt that a conversation becomes, as the model would get it; nothing is generated."""
+    state = server_state(request)
+    limits = state.settings.limits
+    body, left_out = await read_body(request, TemplateRequest, limits, lenient=state.settings.lenient)
+    check_lengths({"messages": (len(body.messages), limits.messages), "tools": (len(body.tools or ()), limits.tools)})
+    check_model(state, body.model)
+    prompt = rendered(state, body)
+    made = {"prompt": prompt.text, "thinking": prompt.thinking, "begins_inside": prompt.start_in_reasoning}
+    return _answer(made, left_out)
+
+
+def _answer(made: dict[str, Any], left_out: list[str]) -> Response:
+    return Response(msgspec.json.encode(made), headers=ignored_header(left_out), media_type="application/json")
