@@ -185,7 +185,7 @@ class Terminal:
 
 def curl(url: str, *, keyed: bool) -> list[str]:
     """A command that asks the server something, as lines."""
-    body = {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": True}
+    body = {"messages": [{"role": "user", "content": "What is 17 * 23?"}], "stream": True}
     key = ["  -H 'Authorization: Bearer YOUR-KEY' \\"] if keyed else []
     return [
         f"curl -N {url}/v1/chat/completions \\",
