@@ -122,7 +122,10 @@ PLACEMENT_CODES: Mapping[str, CodeInfo] = {
     "mtp-not-loaded": _note(
         "The file holds a multi-token-prediction block, which llama.cpp leaves on disk by default.", "Nothing."
     ),
-    "auto-device": _error("'auto' needs a planner, which this version does not have.", "Name a device."),
+    "auto-device": _error(
+        "'auto' leaves a place to the planner, which is another command.",
+        "Plan the rules with `ktllama plan --rules`, which writes a file without 'auto'; or name a device.",
+    ),
     "transfer-map": _warning(
         "transfer_map names layers that do not exist or disagrees with the devices of the layers. llama.cpp copies "
         "activations by itself.",

@@ -11,9 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_code_in_the_source_is_in_the_catalogue() -> None:
+    package = ROOT / "ktllama"
     written = {
         code
-        for path in (ROOT / "ktllama").rglob("*.py")
+        for path in package.rglob("*.py")
+        if path.relative_to(package).parts[0] not in ("engine", "server")  # the API's error codes are another matter
         for code in re.findall(r'code="([a-z0-9-]+)"', path.read_text())
     }
     assert written <= set(CATALOGUE)

@@ -57,7 +57,8 @@ class _Checker:
                     rule,
                     "auto-device",
                     "error",
-                    "'auto' leaves the place to a planner, which this version does not have; name a device",
+                    "'auto' leaves the place to the planner, which needs the memories: `ktllama plan --rules FILE "
+                    "--vram 24G --ram 256G -o planned.yaml` with the model decides it; or name a device",
                     "replace.kwargs.generate_device",
                 )
 

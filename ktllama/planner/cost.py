@@ -28,6 +28,11 @@ class Assignment:
     matrices: tuple[tuple[str, ...], ...]
     output: str
 
+    @property
+    def gpu_order(self) -> tuple[str, ...]:
+        """The GPUs in the order of their layers."""
+        return tuple(dict.fromkeys(core for core in self.cores if core != devices.CPU))
+
 
 def part_seconds(part: Part, processor: Processor) -> float:
     """Time to read ``part`` for one token on ``processor``."""
@@ -41,7 +46,9 @@ def core_seconds(layer: Layer, processor: Processor) -> float:
 
 def token_seconds(model: ModelParts, assignment: Assignment, machine: Machine) -> float:
     """Predicted seconds a decoded token takes: everything that is read, and every change of device."""
-    reading = sum(part_seconds(part, machine.processor(device)) for part, device in _parts(model, assignment))
+    reading = sum(
+        part_seconds(part, machine.processor(device)) for part, device in parts_with_devices(model, assignment)
+    )
     reading += sum(
         layer.kv_read_bytes / machine.processor(core).bandwidth
         for layer, core in zip(model.layers, assignment.cores, strict=True)
@@ -51,7 +58,7 @@ def token_seconds(model: ModelParts, assignment: Assignment, machine: Machine) -
 
 def host_read_bytes(model: ModelParts, assignment: Assignment) -> float:
     """Bytes of host memory that a decoded token reads."""
-    parts = sum(part.read_bytes for part, device in _parts(model, assignment) if device == devices.CPU)
+    parts = sum(part.read_bytes for part, device in parts_with_devices(model, assignment) if device == devices.CPU)
     caches = zip(model.layers, assignment.cores, strict=True)
     return parts + sum(layer.kv_read_bytes for layer, core in caches if core == devices.CPU)
 
@@ -59,7 +66,7 @@ def host_read_bytes(model: ModelParts, assignment: Assignment) -> float:
 def memory_bytes(model: ModelParts, assignment: Assignment) -> dict[str, int]:
     """Bytes by device of tensors and KV caches, without compute buffers."""
     used: dict[str, int] = {}
-    for part, device in _parts(model, assignment):
+    for part, device in parts_with_devices(model, assignment):
         used[device] = used.get(device, 0) + part.n_bytes
     for layer, core in zip(model.layers, assignment.cores, strict=True):
         used[core] = used.get(core, 0) + layer.kv_bytes
@@ -79,7 +86,7 @@ def _way(assignment: Assignment) -> Iterator[str]:
     yield devices.CPU
 
 
-def _parts(model: ModelParts, assignment: Assignment) -> Iterator[tuple[Part, str]]:
+def parts_with_devices(model: ModelParts, assignment: Assignment) -> Iterator[tuple[Part, str]]:
     """Every part with its device."""
     for part in model.fixed:
         yield part, part.device or devices.CPU
@@ -91,7 +98,11 @@ def _parts(model: ModelParts, assignment: Assignment) -> Iterator[tuple[Part, st
     yield model.output, assignment.output
 
 
-def _seconds_per_byte(tensor_type: str, processor: Processor) -> float:
+def operations_per_byte(tensor_type: str) -> float:
+    """Operations that a token costs for each byte of weights that it uses."""
     known = TENSOR_TYPES[tensor_type]
-    operations = _OPERATIONS_PER_WEIGHT * known.block_items / known.block_bytes
-    return max(1 / processor.bandwidth, operations / processor.flops_of(tensor_type))
+    return _OPERATIONS_PER_WEIGHT * known.block_items / known.block_bytes
+
+
+def _seconds_per_byte(tensor_type: str, processor: Processor) -> float:
+    return max(1 / processor.bandwidth, operations_per_byte(tensor_type) / processor.flops_of(tensor_type))

@@ -4,8 +4,9 @@ Layers go to devices in contiguous runs: first the host (as many as must), then 
 GPU holds the layers' cores, and those of their matrices that are worth it. That is a knapsack a run, and runs meet only
 where a layer changes device: a dynamic programme over layers whose state is the GPU of the current run and the memory
 used on it. Of partial plans with the same state only those are kept that no other beats in both memory and time.
-It is exact, also in which GPU comes first, except that more than ``MAX_LABELS`` partial plans in one state are thinned
-to one for each 1/``MAX_LABELS`` of the memory, the fastest; a test compares it with all assignments of small models.
+It is exact, also in which GPU comes first, with two exceptions: more than ``MAX_LABELS`` partial plans in one state are
+thinned to one for each 1/``MAX_LABELS`` of the memory, the fastest, and with more than three GPUs not every order is
+tried, and the output layer is not left to the host. A test compares it with all assignments of small models.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,11 @@ from ktllama.planner.parts import Layer, ModelParts
 MAX_LABELS = 384
 _MAX_ORDERS = 24
 
+#: With more GPUs than this, rooms that differ by less than one of so many steps count as the same for their order: a
+#: buffer that is some MiB larger on one of eight cards would make thousands of orders.
+_MAX_EXACT_GPUS = 3
+_ROOM_STEPS = 8
+
 #: A layer whose matrices are on different devices must be worth this share of the layer's time.
 _SPLIT_PENALTY = 0.002
 
@@ -34,12 +41,15 @@ class Problem:
     """What to assign. ``room`` is by GPU what its open parts may take, in bytes, after all that is fixed there.
 
     ``host_price`` is added for each byte of host memory that the assignment takes, in seconds: 0 unless RAM is short.
+    ``order`` begins the order of the GPUs' runs, and ``output`` is the output layer's device, where those are not free.
     """
 
     model: ModelParts
     machine: Machine
     room: Mapping[str, int]
     host_price: float = 0.0
+    order: tuple[str, ...] = ()
+    output: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +81,12 @@ class _Found:
 
 def optimise(problem: Problem) -> Assignment:
     """The assignment with the least predicted time a token, among those that keep every GPU within its room."""
+    known: _Known = {}
     found = [
         best
         for output in _output_devices(problem)
         for order in _orders(problem)
-        if (best := _Search(problem, order, output).best()) is not None
+        if (best := _Search(problem, order, output, known).best()) is not None
     ]
     assert found, "an assignment of everything open to the host is always possible"
     return min(found, key=lambda best: best.seconds).assignment
@@ -86,10 +97,14 @@ def _output_devices(problem: Problem) -> list[str]:
     output = problem.model.output
     if output.device is not None:
         return [output.device]
+    if problem.output is not None:
+        return [problem.output]
     fits = [gpu.name for gpu in problem.machine.gpus if problem.room[gpu.name] >= output.n_bytes]
     alike: dict[tuple[object, ...], list[str]] = {}
     for name in fits:
         alike.setdefault(_kind(problem, name), []).append(name)
+    if len(problem.machine.gpus) > _MAX_EXACT_GPUS and fits:
+        return [names[-1] for names in alike.values()]  # with so many, the last has room for it if any has
     # of GPUs that are alike, the first and the last of the runs are the only ones that can differ
     chosen = {name for names in alike.values() for name in (names[0], names[-1])}
     return [devices.CPU, *(name for name in fits if name in chosen)]
@@ -99,32 +114,51 @@ def _kind(problem: Problem, name: str) -> tuple[object, ...]:
     """What makes two GPUs interchangeable: room and speed, and that no rule names them."""
     gpu = problem.machine.processor(name)
     named = {part.device for part in problem.model.all_fixed} | {layer.device for layer in problem.model.layers}
-    return (problem.room[name], gpu.bandwidth, gpu.default_flops, tuple(sorted(gpu.flops.items())), name in named)
+    own = name if name in named else None
+    room = problem.room[name]
+    if len(problem.machine.gpus) > _MAX_EXACT_GPUS:
+        room = round(_ROOM_STEPS * room / max(1, *problem.room.values()))
+    return (room, gpu.bandwidth, gpu.default_flops, tuple(sorted(gpu.flops.items())), own)
 
 
 def _orders(problem: Problem) -> Iterator[tuple[Processor, ...]]:
-    """The orders of the GPUs that can differ, their own first."""
-    seen: set[tuple[tuple[object, ...], ...]] = set()
-    for order in itertools.permutations(problem.machine.gpus):
-        kinds = tuple(_kind(problem, gpu.name) for gpu in order)
-        if kinds not in seen:
-            seen.add(kinds)
-            yield order
-        if len(seen) == _MAX_ORDERS:
-            return
+    """The orders of the GPUs that can differ, their own first; at most ``_MAX_ORDERS``."""
+    alike: dict[tuple[object, ...], list[Processor]] = {}
+    head = tuple(problem.machine.processor(name) for name in problem.order)
+    for gpu in problem.machine.gpus:
+        if gpu.name in problem.order:
+            continue
+        alike.setdefault(_kind(problem, gpu.name), []).append(gpu)
+    kinds = tuple(alike)
+
+    def continued(left: tuple[int, ...]) -> Iterator[tuple[Processor, ...]]:
+        if not any(left):
+            yield ()
+        for number, kind in enumerate(kinds):
+            if left[number]:
+                nearest = alike[kind][-left[number]]
+                for tail in continued((*left[:number], left[number] - 1, *left[number + 1 :])):
+                    yield (nearest, *tail)
+
+    tails = continued(tuple(len(gpus) for gpus in alike.values()))
+    return ((*head, *tail) for tail in itertools.islice(tails, _MAX_ORDERS))
+
+
+#: The ways to treat a layer in a run, by what the layer is like and the run's GPU: most layers of a model are alike.
+_Known: TypeAlias = dict[tuple[object, ...], "list[_Option]"]
 
 
 class _Search:
     """The dynamic programme for one order of the GPUs and one place of the output layer."""
 
-    def __init__(self, problem: Problem, order: Sequence[Processor], output: str) -> None:
+    def __init__(self, problem: Problem, order: Sequence[Processor], output: str, known: _Known) -> None:
         self.problem = problem
         self.layers = problem.model.layers
         self.cpu = problem.machine.cpu
         self.runs: tuple[Processor, ...] = (self.cpu, *order)
         self.output = output
         self.crossing = problem.machine.crossing_seconds
-        self.options = [[list(self._options(layer, run)) for run in self.runs] for layer in self.layers]
+        self.options = [self._options_by_run(layer, known) for layer in self.layers]
 
     def room(self, run: int) -> int:
         if run == 0:
@@ -202,6 +236,16 @@ class _Search:
                 found.append((before, np.array([at]), nothing, labels.seconds[at : at + 1] + step))
         return found
 
+    def _options_by_run(self, layer: Layer, known: _Known) -> list[list[_Option]]:
+        found = []
+        like = _like(layer)
+        for run in self.runs:
+            key = (run.name, *like)
+            if key not in known:
+                known[key] = list(self._options(layer, run))
+            found.append(known[key])
+        return found
+
     def _options(self, layer: Layer, run: Processor) -> Iterator[_Option]:
         core = layer.device or run.name
         places = [
@@ -236,6 +280,12 @@ class _Search:
             matrices.append(option.matrices)
             run, at = int(labels.run[at]), int(labels.label[at])
         return Assignment(cores=tuple(reversed(cores)), matrices=tuple(reversed(matrices)), output=self.output)
+
+
+def _like(layer: Layer) -> tuple[object, ...]:
+    """What decides a layer's options: everything but its number and its tensors' names."""
+    parts = ((part.n_bytes, part.reads, part.device) for part in (layer.core, *layer.matrices))
+    return (layer.device, layer.kv_bytes, layer.kv_read_bytes, *parts)
 
 
 def _pareto(n_bytes: NDArray[np.int64], seconds: NDArray[np.float64], room: int) -> NDArray[np.int64]:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from ktllama import devices
 from ktllama.model.kv_cache import kv_bytes_per_token, n_cells, state_bytes
 from ktllama.model.model_file import TOKEN_EMBEDDING, Tensor
-from ktllama.model.modules import block_of
+from ktllama.model.modules import ModuleTree, block_of
 from ktllama.placing.ir import Placement
 from ktllama.runtime.context_options import ContextOptions
 
-_MATRIX = re.compile(r"blk\.\d+\.ffn_(gate_up|gate|up|down)(_exps)?\.weight", re.ASCII)
+#: A matrix and what belongs to it: its bias and its scale are of the same module.
+_MATRIX = re.compile(r"blk\.\d+\.(ffn_(?:gate_up|gate|up|down)(?:_exps)?)\.[a-z_]+", re.ASCII)
+_ORDER_OF_USE = tuple(f"ffn_{word}{kind}" for word in ("gate_up", "gate", "up", "down") for kind in ("", "_exps"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,16 +87,18 @@ class ModelParts:
         )
 
 
-def cut(placement: Placement, context: ContextOptions) -> ModelParts:
+def cut(placement: Placement, context: ContextOptions, tree: ModuleTree | None = None) -> ModelParts:
     """The parts of the model that ``placement`` is a plan for; devices ``auto`` in it are what is left open.
 
     The KV cache is taken with all the cells that llama.cpp makes for ``context``, and as half full when it is read.
+    With ``tree`` matrices that one module owns are one part, since a rule gives a module one device.
     """
-    return _Cutter(placement, context).parts()
+    return _Cutter(placement, context, tree).parts()
 
 
 class _Cutter:
-    def __init__(self, placement: Placement, context: ContextOptions) -> None:
+    def __init__(self, placement: Placement, context: ContextOptions, tree: ModuleTree | None) -> None:
+        self.owners = {} if tree is None else tree.owners
         self.placement = placement
         self.context = context
         self.model = placement.model
@@ -123,7 +127,8 @@ class _Cutter:
 
     def layer(self, index: int) -> Layer:
         names = self.by_block[index]
-        matrices = [name for name in names if _MATRIX.fullmatch(name)]
+        by_stem = self._matrices(names)
+        matrices = {name for members in by_stem.values() for name in members}
         attention = _fixed(self.placement.layers[index])
         follows = [name for name in names if name not in matrices and self._device(name) in (None, attention)]
         elsewhere = [name for name in names if name not in matrices and name not in follows]
@@ -143,11 +148,26 @@ class _Cutter:
             kv_bytes=cells * per_token + state,
             kv_read_bytes=half * per_token + state,
             matrices=tuple(
-                self._part([name], self.used_share if "_exps" in name else 1.0)
-                for name in sorted(matrices, key=_order_of_use)
+                self._part(by_stem[stem], self.used_share if stem.endswith("_exps") else 1.0)
+                for stem in sorted(by_stem, key=_ORDER_OF_USE.index)
             ),
             fixed=self._fixed_parts(elsewhere, 1.0),
         )
+
+    def _matrices(self, names: list[str]) -> dict[str, list[str]]:
+        """The tensors that go together, by the stem of the first; those that share an owner do."""
+        by_stem: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            if found := _MATRIX.fullmatch(name):
+                by_stem[found.group(1)].append(name)
+        joined: dict[str, list[str]] = {}
+        owners: dict[str, set[int]] = {}
+        for stem in sorted(by_stem, key=_ORDER_OF_USE.index):
+            own = {index for name in by_stem[stem] for index in self.owners.get(name, ())}
+            first = next((known for known, taken in owners.items() if taken & own), stem)
+            joined.setdefault(first, []).extend(by_stem[stem])
+            owners[first] = owners.get(first, set()) | own
+        return joined
 
     def _cells(self) -> int:
         return n_cells(
@@ -184,7 +204,3 @@ class _Cutter:
 
 def _fixed(device: str | None) -> str | None:
     return None if device in (None, devices.AUTO) else device
-
-
-def _order_of_use(name: str) -> int:
-    return next(place for place, word in enumerate(("gate_up", "gate", "up", "down")) if f"ffn_{word}" in name)

@@ -92,8 +92,8 @@ def dry_run(
     if reply.get("error") == "refused" and dry_run_log.parse(lines).data_is_missing:
         with tempfile.TemporaryDirectory(prefix="ktllama-") as directory:
             reply, lines = _ask({**request, "sparse_directory": directory})
-    _raise_error(reply, lines)
-    return _result(reply, dry_run_log.parse(lines))
+    raise_error(reply, lines)
+    return read_reply(reply, dry_run_log.parse(lines))
 
 
 def _ask(request: Mapping[str, object]) -> tuple[dict[str, Any], list[LogLine]]:
@@ -107,40 +107,43 @@ def _ask(request: Mapping[str, object]) -> tuple[dict[str, Any], list[LogLine]]:
         env=child_process.environment(GGML_NO_BACKTRACE="1"),  # else ggml starts a debugger on itself
         check=False,
     )
-    lines = [_line(text) for text in child.stderr.decode(errors="replace").splitlines()]
+    lines = [log_line(text) for text in child.stderr.decode(errors="replace").splitlines()]
     if child.returncode != 0:
-        raise LlamaCppError(f"llama.cpp {_end(child.returncode)} during the dry run", log=_last(lines))
+        raise LlamaCppError(f"llama.cpp {how_it_ended(child.returncode)} during the dry run", log=last_words(lines))
     reply: dict[str, Any] = json.loads(child.stdout)
     return reply, lines
 
 
-def _line(text: str) -> LogLine:
+def log_line(text: str) -> LogLine:
     """A line of the child's standard error; what did not come through the log came from an abort or a traceback."""
     level, tab, message = text.partition("\t")
     return LogLine(int(level), message) if tab and level.isdecimal() else LogLine(NONE, text)
 
 
-def _end(return_code: int) -> str:
+def how_it_ended(return_code: int) -> str:
+    """A process's return code in words."""
     if return_code < 0:
         return f"was killed by {signal.Signals(-return_code).name}"
     return f"ended with status {return_code}"
 
 
-def _last(lines: list[LogLine]) -> tuple[str, ...]:
+def last_words(lines: list[LogLine]) -> tuple[str, ...]:
     """The lines that say most about a failure: errors if there are any, else the last that are no debugging."""
     errors = [line.text for line in lines if (line.level >= ERROR or line.level == NONE) and line.text]
     return tuple((errors or [line.text for line in lines if line.level > DEBUG])[-_SHOWN_LINES:])
 
 
-def _raise_error(reply: Mapping[str, Any], lines: list[LogLine]) -> None:
+def raise_error(reply: Mapping[str, Any], lines: list[LogLine]) -> None:
+    """Raise what the child's reply says went wrong, if anything did."""
     kind = reply.get("error")
     if kind == "device":
         raise DeviceError(reply["reason"])
     if kind is not None:
-        raise LlamaCppError(reply["reason"], log=_last(lines) if kind == "refused" else ())
+        raise LlamaCppError(reply["reason"], log=last_words(lines) if kind == "refused" else ())
 
 
-def _result(reply: Mapping[str, Any], log: LoadLog) -> DryRun:
+def read_reply(reply: Mapping[str, Any], log: LoadLog) -> DryRun:
+    """What happened, from the child's reply and the log; llama.cpp's names turned into those of the settings."""
     bound = tuple(BoundDevice(**device) for device in reply["bound"])
     names = {device.backend_name: device.name for device in bound}
     by_buffer = {buffer: names.get(device, device) for buffer, device in reply["buffers"].items()}

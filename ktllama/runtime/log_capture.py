@@ -10,6 +10,9 @@ from ktllama.runtime.library import Library
 #: ``enum ggml_log_level``; NONE also marks text that did not come through the log, such as an abort's last words.
 NONE, DEBUG, INFO, WARN, ERROR, CONTINUED = 0, 1, 2, 3, 4, 5
 
+#: A line of ours that begins the log of each context in a session of dry runs.
+CONTEXT_MARK = "ktllama: context"
+
 
 class LogLine(NamedTuple):
     """One line without its line end; ``level`` is ggml's number."""

@@ -315,7 +315,8 @@ def test_auto_is_refused_until_there_is_a_planner() -> None:
     assert found(rule("embed", "cpu"), rule("", "auto"))[0] == (
         "auto-device",
         "error",
-        "'auto' leaves the place to a planner, which this version does not have; name a device",
+        "'auto' leaves the place to the planner, which needs the memories: `ktllama plan --rules FILE --vram 24G --ram 256G "
+        "-o planned.yaml` with the model decides it; or name a device",
         4,
     )
 

@@ -1,0 +1,227 @@
+"""``ktllama plan``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import click
+
+from ktllama.cli import options as shared
+from ktllama.planner import budgets
+from ktllama.planner.wishes import ContextWishes
+
+if TYPE_CHECKING:
+    from ktllama.planner.machine import Machine
+    from ktllama.planner.plan import Plan
+    from ktllama.translation import Options
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_FORMATS = ("text", "json", "rules", "argv", "python", "ini")
+_MAX_UBATCH = 65536
+
+
+def _budget_options(command: _Command) -> _Command:
+    """The machine."""
+    for option in reversed(
+        (
+            click.option("--vram", metavar="SIZE[,SIZE…]",
+                         help="Memory of each GPU: 24G,12G or cuda:0=24G,cuda:1=12G; detected: what is free here; "
+                         "none: no GPU."),
+            click.option("--ram", metavar="SIZE",
+                         help="Memory of the host; detected: this one's.  [default: as much as it takes]"),
+            click.option("--margin", metavar="SIZE", default="512M", show_default=True, help="Kept free on each."),
+            click.option("--bandwidth", multiple=True, metavar="DEVICE=SPEED",
+                         help="What a device reads of its memory a second, such as cpu=200G.  [default: assumed]"),
+            click.option("--link-bandwidth", metavar="SPEED",
+                         help="From the host to a GPU a second.  [default: 25G, assumed]"),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _context_options(command: _Command) -> _Command:
+    """The context, and what of it may be chosen."""
+    for option in reversed(
+        (
+            click.option("--ctx", type=click.IntRange(256, 1 << 24),
+                         help="Context, in tokens of all sequences together.  [default: 32768, or what the model has]"),
+            click.option("--parallel", type=click.IntRange(1, 256), default=1, show_default=True, help="Sequences."),
+            click.option("--kv-type", type=click.Choice(shared.CACHE_TYPE_NAMES), default="f16", show_default=True),
+            click.option("--flash-attn", type=click.Choice(("auto", "on", "off")), default="auto", show_default=True),
+            click.option("--ubatch", metavar="N", default="auto", show_default=True, help="Tokens a graph."),
+            click.option("--op-offload", type=click.Choice(("auto", "on", "off")), default="auto", show_default=True,
+                         help="Use host weights on a GPU in prefill."),
+            click.option("--threads", type=click.IntRange(1, 512),
+                         help="CPU threads.  [default: this machine's cores if --ram is detected, else left open]"),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command("plan")
+@shared.model_options
+@shared.config_options
+@click.option("-r", "--rules", metavar="RULES", help="What they fix stays; where they say auto, the plan decides.")
+@_budget_options
+@_context_options
+@click.option("--device-map", multiple=True, metavar="RULE_DEVICE=LLAMA_DEVICE",
+              help="Name of a rule's device in llama.cpp, such as cuda:0=Vulkan1.")  # fmt: skip
+@click.option("--target", type=click.Choice(("python", "llama-server")), help="What will run the model.")
+@click.option("--format", "form", type=click.Choice(_FORMATS), default="text", show_default=True, help="Output.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("-o", "--output", metavar="RULES.yaml", type=click.Path(), help="Write the rule file here.")
+@click.option("--force", is_flag=True, help="Overwrite the file of --output.")
+def command(
+    model: str | None,
+    preset: str | None,
+    config: str | None,
+    quant: str | None,
+    rules: str | None,
+    target: str | None,
+    form: str,
+    output: str | None,
+    *,
+    as_json: bool,
+    force: bool,
+    **words: Any,
+) -> int:
+    """Decide what rules leave open, so that decoding is fast and no memory is overrun.
+
+    Without --rules everything is decided. Each proposal goes through llama.cpp's own dry run, and is corrected until
+    every device fits with the margin; where nothing does, the smallest change that would is said. No GPU and no weights
+    are needed: a sparse or header-only file, or --preset, is enough. Speeds are predictions.
+    """
+    form = "json" if as_json else form
+    chosen = _options(target or ("llama-server" if form in ("argv", "ini") else "python"), words["device_map"])
+    chosen = shared.with_model(chosen, model, preset, config, quant)
+    if form == "python" and chosen.target != "python":
+        raise click.UsageError("--format python is for --target python.")
+    if form in ("argv", "ini") and chosen.target != "llama-server":
+        raise click.UsageError(f"--format {form} is for --target llama-server.")
+    if (model, preset, config, rules) == (None, None, None, None):
+        raise click.UsageError("Which model? Give --model FILE.gguf, --preset NAME or --config CONFIG.")
+    if output is not None and os.path.lexists(output) and not force:
+        raise click.UsageError(f"{output} exists; --force overwrites it.")
+    for_machine = _machine(words, chosen)
+    wishes = _wishes(words)
+    from ktllama.planner import sessions
+
+    session = sessions.start(for_machine.machine, for_machine.options.device_map)  # before what takes long to import
+    from ktllama.planner.planning import plan
+
+    made = plan(
+        rules,
+        model,
+        machine=for_machine.machine,
+        wishes=wishes,
+        preset=preset,
+        config=config,
+        options=for_machine.options,
+        session=session,
+    )
+    if output is not None:
+        _write(made.rules, output)
+    _show(made, form, model, output)
+    return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ForMachine:
+    machine: Machine
+    options: Options
+
+
+def _options(target: str, device_map: tuple[str, ...]) -> Options:
+    return shared.make_options(target, device_map, "cuda:0", (), "auto")
+
+
+def _machine(words: dict[str, Any], chosen: Options) -> _ForMachine:
+    """The budgets as said or as detected, with the names that detected GPUs have."""
+    from dataclasses import replace
+
+    from ktllama.planner import hardware
+    from ktllama.planner.errors import BudgetError
+
+    vram, ram = words["vram"], words["ram"]
+    if vram is None:
+        raise BudgetError("--vram is missing: the memory of each GPU, such as --vram 24G or --vram 24G,12G; "
+                          "detected for what is free here, none for no GPU")  # fmt: skip
+    sizes = None if vram == budgets.DETECTED else budgets.parse_vram(vram)
+    host = None if ram in (None, budgets.DETECTED) else budgets.parse_size("--ram", ram)
+    speeds = budgets.parse_bandwidths(words["bandwidth"])
+    link = None if words["link_bandwidth"] is None else budgets.parse_speed("--link-bandwidth", words["link_bandwidth"])
+    descriptions: dict[str, str] = {}
+    if sizes is None:
+        from ktllama.planner.detection import detect, device_map_of
+
+        here = detect(chosen.device_map)
+        budgets.check_against(here, {}, host)
+        sizes, descriptions = dict(here.vram), dict(here.descriptions)
+        chosen = replace(chosen, device_map=device_map_of(here, chosen.device_map))
+        host = here.ram if host is None else host
+    elif ram == budgets.DETECTED:
+        host = budgets.host_memory()
+    machine = hardware.machine(sizes, host, bandwidth=speeds, link_bandwidth=link, descriptions=descriptions)
+    return _ForMachine(machine=machine, options=chosen)
+
+
+def _wishes(words: dict[str, Any]) -> ContextWishes:
+    here = budgets.DETECTED in (words["ram"], words["vram"])
+    offload = {"auto": None, "on": True, "off": False}[words["op_offload"]]
+    return ContextWishes(
+        n_ctx=words["ctx"] or 0,
+        n_seq_max=words["parallel"],
+        kv_type=words["kv_type"],
+        flash_attn=cast(Literal["auto", "on", "off"], words["flash_attn"]),
+        ubatch=_ubatch(words["ubatch"]),
+        op_offload=offload,
+        n_threads=words["threads"] or (budgets.n_physical_cores() if here else None),
+        margin=budgets.parse_margin(words["margin"]),
+    )
+
+
+def _ubatch(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= _MAX_UBATCH and len(text) < 9):
+        raise click.UsageError(f"--ubatch {text!r}: expected a number of tokens from 1 to {_MAX_UBATCH}, or auto.")
+    return int(text)
+
+
+def _write(text: str, output: str) -> None:
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as fault:
+        raise click.UsageError(f"{output} cannot be written: {fault.strerror}.") from fault
+    click.echo(f"wrote {output}", err=True)
+
+
+def _show(made: Plan, form: str, model: str | None, output: str | None) -> None:
+    from ktllama.cli.translate import model_path, settings_text
+
+    path = model_path(made.translation, model)
+    if form == "json":
+        from ktllama.planner.document import plan_document
+
+        click.echo(json.dumps(plan_document(made), indent=1))
+    elif form == "rules":
+        click.echo(made.rules, nl=False)
+    elif form == "text":
+        from ktllama.cli.plan_text import print_plan
+
+        print_plan(made, path, output, sys.stdout)
+    elif form == "argv":
+        from ktllama.lower import emit
+        from ktllama.planner.commands import server_words
+
+        click.echo(" ".join(emit.shell_word(word) for word in server_words(made, path)))
+    else:
+        click.echo(settings_text(made.translation, form, path), nl=False)

@@ -1,0 +1,61 @@
+"""What a planned rule file says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ktllama import devices
+from ktllama.planner.machine import Machine
+from ktllama.planner.memory import DeviceMemory
+from ktllama.planner.opening import NO_RULES
+from ktllama.planner.plan import Prediction
+from ktllama.ruleset.wording import harmless
+from ktllama.runtime.context_options import ContextOptions
+from ktllama.translation import Translation
+from ktllama.units import format_bytes
+
+
+def comments(
+    opened: Translation,
+    machine: Machine,
+    context: ContextOptions,
+    memory: tuple[DeviceMemory, ...],
+    prediction: Prediction,
+) -> Iterator[str]:
+    """The lines of the comment at the head of the file."""
+    yield f"Placement rules for {_line(opened.model.name)}, planned by ktllama."
+    yield "They name no model class: give --model FILE.gguf or --preset NAME with them."
+    yield ""
+    yield f"planned for   {', '.join(_budget(one) for one in memory)}"
+    yield (
+        f"context       {context.n_ctx} tokens, {context.n_seq_max} at once, KV in {context.type_k}, ubatch "
+        f"{context.n_ubatch}"
+    )
+    if opened.ruleset.file != NO_RULES:
+        yield f"kept          what {_line(opened.ruleset.file)} fixes"
+    for one in memory:
+        yield f"{one.device:<13} {_parts(one)}"
+    yield (
+        f"predicted     {prediction.decode_tokens_per_second:.3g} tokens/s decode, "
+        f"{prediction.prefill_tokens_per_second:.3g} prefill; {format_bytes(round(prediction.host_read_bytes))} read "
+        f"from host memory a token; host at {machine.cpu.bandwidth / 1e9:.0f} GB/s"
+    )
+
+
+def _budget(one: DeviceMemory) -> str:
+    size = "as much RAM as it takes" if one.budget is None else format_bytes(one.budget)
+    return f"{one.device} with {size}" if one.device != devices.CPU or one.budget is not None else size
+
+
+def _parts(one: DeviceMemory) -> str:
+    listed = [f"{format_bytes(n_bytes)} {kind}" for kind, n_bytes in one.weights.items() if n_bytes]
+    for n_bytes, what in ((one.kv, "KV"), (one.compute, "compute"), (one.streaming, "for streaming")):
+        if n_bytes:
+            listed.append(f"{format_bytes(n_bytes)} {what}")
+    free = "" if one.free is None else f"; {format_bytes(one.free)} free beside a margin of {format_bytes(one.margin)}"
+    return (", ".join(listed) or "nothing") + free
+
+
+def _line(text: str) -> str:
+    """``text`` on one line of a comment, whatever it holds."""
+    return " ".join(harmless(text).split())

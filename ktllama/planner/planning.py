@@ -1,0 +1,391 @@
+"""Plans: optimised by arithmetic, proven by llama.cpp's dry run, corrected until every device fits with the margin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ktllama import devices
+from ktllama.diagnostics import in_order
+from ktllama.errors import LlamaCppError, RulesetError
+from ktllama.lower.lowering import Lowering, lower
+from ktllama.lower.settings import LlamaSettings
+from ktllama.model.model_file import ModelFile
+from ktllama.placing.ir import Placement
+from ktllama.placing.resolve import DEFAULT_DEVICE
+from ktllama.planner import fixed_part, headers, sessions
+from ktllama.planner.assigning import Reserve, assign, relaxed_seconds
+from ktllama.planner.choosing import DECODE_TOLERANCE, choose
+from ktllama.planner.cost import Assignment, host_read_bytes, n_crossings, token_seconds
+from ktllama.planner.errors import PlanError
+from ktllama.planner.fill import differences, fill, first_gpu, rules_text
+from ktllama.planner.machine import Machine
+from ktllama.planner.memory import DeviceMemory, padding_bytes, streamed_bytes, weight_bytes
+from ktllama.planner.notes import notes
+from ktllama.planner.opening import open_rules, sparse_file
+from ktllama.planner.parts import ModelParts, cut
+from ktllama.planner.plain_overrides import plain
+from ktllama.planner.plan import Candidate, Plan, Prediction
+from ktllama.planner.prefill import prefill_seconds
+from ktllama.planner.wishes import ContextWishes, settled
+from ktllama.ruleset import loader
+from ktllama.ruleset.rules import Ruleset
+from ktllama.runtime.context_options import ContextOptions
+from ktllama.runtime.dry_run import DryRun
+from ktllama.runtime.dry_run_session import DryRunSession
+from ktllama.runtime.verify import compare
+from ktllama.translation import Options, Translation, analyse
+
+_MAX_ROUNDS = 8
+
+
+def plan(
+    rules: str | os.PathLike[str] | Ruleset | None = None,
+    model: str | os.PathLike[str] | ModelFile | None = None,
+    *,
+    machine: Machine,
+    wishes: ContextWishes | None = None,
+    preset: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+    session: DryRunSession | None = None,
+) -> Plan:
+    """The fastest plan for a model on ``machine`` that leaves what ``rules`` fix where it is (None: nothing is fixed).
+
+    ``session`` is one that was started early (:mod:`ktllama.planner.sessions`); it is closed.
+
+    Raises:
+        PlanError: when nothing fits; it says what would.
+        BudgetError: for a device without a budget, and a context that the model cannot have.
+        RulesetError: when the rules have other errors than ``auto``.
+        LlamaCppError: when llama.cpp is missing, refuses the model or dies.
+        ModelFileError, RuleFileError, UnsupportedModelError, UnknownPresetError: when an input cannot be used.
+    """
+    wishes, options = wishes or ContextWishes(), options or Options()
+    with session or sessions.start(machine, options.device_map) as running:
+        opened = open_rules(rules, model, preset, config, options, machine)
+        wanted = settled(wishes, opened.model)
+        with sparse_file(opened.model) as path:
+            return Planner(opened, machine, wanted, running, path).plan()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """An assignment, what it is in llama.cpp's settings, and what llama.cpp said about it."""
+
+    assignment: Assignment
+    placement: Placement
+    lowering: Lowering
+    done: DryRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Weighed:
+    candidate: Candidate
+    reserve: Reserve
+
+
+class Planner:
+    """One model on one machine.
+
+    ``session`` and ``path`` are for dry runs; with ``suggests`` a refusal says what would fit.
+    """
+
+    def __init__(
+        self,
+        opened: Translation,
+        machine: Machine,
+        wishes: ContextWishes,
+        session: DryRunSession,
+        path: Path,
+        *,
+        suggests: bool = True,
+    ) -> None:
+        self.opened = opened
+        self.machine = machine
+        self.wishes = wishes
+        self.session = session
+        self.path = path
+        self.suggests = suggests
+        self.map = opened.options.device_map
+        self.rule_names = {self.map.llama_name(one.name): one.name for one in machine.processors}
+        self.padding = padding_bytes(opened.placement)
+        # the largest GPU streams; it must be the first in llama.cpp's list of devices, so its layers come first
+        gpus = sorted(machine.gpus, key=lambda gpu: -(gpu.memory_bytes or 0))
+        self.stream_gpu = gpus[0].name if gpus else None
+        self.rounds = 0
+
+    def plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            PlanError: when nothing fits.
+        """
+        parts = cut(self.opened.placement, self.wishes.context(self.wishes.ubatches[0]), self.opened.resolution.tree)
+        weighed = self._weigh(parts)
+        chosen, assignment = self._choose(parts, weighed)
+        context = self.wishes.context(chosen.candidate.ubatch)
+        proposal, memory = self._fit(parts, context, chosen, assignment)
+        return self._proven(parts, context, proposal, memory, [one.candidate for one in weighed])
+
+    # --- The choice of ubatch and op_offload
+
+    def _weigh(self, parts: ModelParts) -> list[_Weighed]:
+        """Every candidate with what is predicted of it, and its reserve; buffers are those of a first guess."""
+        sizes = self.wishes.ubatches
+        guess = self._reserve({})
+        fixed_part.check_budgets(self.opened, parts, self.machine, guess)
+        first = assign(parts, self.machine, guess)
+        if first is None:
+            raise self._refusal(parts)
+        placement, lowering = self._lowered(parts, first, streams=False)
+        contexts = [self.wishes.context(size) for size in sizes]
+        made = self.session.run_contexts(self.path, self._plain(lowering), contexts)
+        self.rounds += 1
+        fixed_part.check_present(self.machine, self.map, next((one for one in made if isinstance(one, DryRun)), None))
+        found = []
+        filled = [self._filled(parts, first, streams=streams) for streams in self._offload_choices(placement)]
+        for size, done in zip(sizes, made, strict=True):
+            if isinstance(done, LlamaCppError):
+                failure = done
+                continue
+            for streamed in filled:
+                compute = self._compute(done)
+                reserve = self._reserve(compute, streamed_bytes(streamed) if streamed.prefill_devices else 0)
+                candidate = self._candidate(parts, first, size, streamed, compute, reserve)
+                found.append(_Weighed(candidate=candidate, reserve=reserve))
+        if not found:
+            raise failure
+        return found
+
+    def _choose(self, parts: ModelParts, weighed: Sequence[_Weighed]) -> tuple[_Weighed, Assignment]:
+        """The candidate that :func:`choose` likes best and whose own assignment is as fast at decode as it must be.
+
+        Raises:
+            PlanError: when not even the smallest buffers leave room for the model.
+        """
+        left = list(weighed)
+        fastest = max(left, key=lambda one: one.candidate.decode_tokens_per_second)
+        fixed_part.check_budgets(self.opened, parts, self.machine, fastest.reserve)
+        best = self._assigned(parts, fastest.reserve, fastest.candidate)
+        if best is None:
+            raise self._refusal(parts)
+        limit = token_seconds(parts, best, self.machine) / (1 - DECODE_TOLERANCE)
+        while True:
+            liked = choose([one.candidate for one in left])
+            chosen = next(one for one in left if one.candidate is liked)
+            found = best if chosen is fastest else self._assigned(parts, chosen.reserve, liked)
+            if found is not None and token_seconds(parts, found, self.machine) <= limit:
+                return chosen, found
+            left.remove(chosen)
+
+    def _offload_choices(self, placement: Placement) -> tuple[bool, ...]:
+        """Whether prefill may use host weights on a GPU: as asked, as the rules say, or both ways."""
+        if not self.machine.gpus or first_gpu(placement, self.machine.names - {devices.CPU}) is None:
+            return (False,)
+        if self.wishes.op_offload is not None:
+            return (self.wishes.op_offload,)
+        said = fixed_part.wanted_offload(self.opened)
+        return (False, True) if said is None else (said,)
+
+    def _candidate(
+        self,
+        parts: ModelParts,
+        assignment: Assignment,
+        ubatch: int,
+        placement: Placement,
+        compute: dict[str, int],
+        reserve: Reserve,
+    ) -> Candidate:
+        stream_to = placement.prefill_devices[0] if placement.prefill_devices else None
+        seconds = prefill_seconds(parts, assignment, self.machine, ubatch, stream_to=stream_to)
+        return Candidate(
+            ubatch=ubatch,
+            op_offload=stream_to is not None,
+            decode_tokens_per_second=1 / relaxed_seconds(parts, self.machine, reserve),
+            prefill_tokens_per_second=ubatch / seconds,
+            compute_bytes=compute,
+        )
+
+    # --- The loop: optimise, lower, let llama.cpp place it, raise the reserves
+
+    def _fit(
+        self, parts: ModelParts, context: ContextOptions, chosen: _Weighed, first: Assignment
+    ) -> tuple[Proposal, tuple[DeviceMemory, ...]]:
+        """A proposal that llama.cpp's dry run says fits.
+
+        Raises:
+            PlanError: when none does.
+        """
+        assignment: Assignment | None = first
+        reserve = chosen.reserve
+        for _ in range(_MAX_ROUNDS):
+            if assignment is None:
+                break
+            proposal = self._propose(parts, assignment, context, streams=chosen.candidate.op_offload)
+            memory = self._memory(parts, proposal)
+            over = {one.device: -one.free for one in memory if one.free is not None and not one.fits}
+            if not over:
+                return proposal, memory
+            reserve = self._raised(reserve, proposal, over)
+            fixed_part.check_budgets(self.opened, parts, self.machine, reserve)
+            # buffers depend on who is last and has the output, so that stays: else it moves away from each raise
+            order, output = assignment.gpu_order, assignment.output
+            assignment = assign(parts, self.machine, reserve, order=order, output=output)
+        raise self._refusal(parts)
+
+    def _assigned(self, parts: ModelParts, reserve: Reserve, candidate: Candidate) -> Assignment | None:
+        first = self.stream_gpu if candidate.op_offload else None
+        return assign(parts, self.machine, reserve, order=() if first is None else (first,))
+
+    def _raised(self, reserve: Reserve, proposal: Proposal, over: dict[str, int]) -> Reserve:
+        """``reserve`` with what llama.cpp said, and at least with what a device is over."""
+        said = self._reserve(self._compute(proposal.done))
+        raised = {device: max(said.of(device), reserve.of(device) + n_bytes) for device, n_bytes in over.items()}
+        return Reserve(by_device={**reserve.by_device, **raised})
+
+    def _propose(
+        self, parts: ModelParts, assignment: Assignment, context: ContextOptions, *, streams: bool
+    ) -> Proposal:
+        placement, lowering = self._lowered(parts, assignment, streams=streams)
+        done = self.session.run(self.path, self._plain(lowering), context)
+        self.rounds += 1
+        return Proposal(assignment=assignment, placement=placement, lowering=lowering, done=done)
+
+    def _filled(self, parts: ModelParts, assignment: Assignment, *, streams: bool) -> Placement:
+        placement = fill(self.opened.placement, parts, assignment, stream_to=None)
+        if not streams:
+            return placement
+        stream_to = first_gpu(placement, self.machine.names - {devices.CPU})
+        return fill(self.opened.placement, parts, assignment, stream_to=stream_to)
+
+    def _lowered(self, parts: ModelParts, assignment: Assignment, *, streams: bool) -> tuple[Placement, Lowering]:
+        placement = self._filled(parts, assignment, streams=streams)
+        options = self.opened.options
+        return placement, lower(placement, self.map, options.target, options.load_mode)
+
+    def _plain(self, lowering: Lowering) -> LlamaSettings:
+        return plain(lowering.settings, self.opened.placement.tensors)
+
+    # --- Memory
+
+    def _compute(self, done: DryRun) -> dict[str, int]:
+        """llama.cpp's compute buffers by rule device."""
+        return {self.rule_names[name]: n_bytes for name, n_bytes in done.compute_bytes.items()}
+
+    def _reserve(self, compute: dict[str, int], streamed: int = 0) -> Reserve:
+        """What is not for tensors and caches; ``streamed`` bytes are copied to the GPU that streams.
+
+        A GPU that held nothing when the buffers were measured is taken to need what the others do.
+        """
+        like_others = max((compute.get(gpu.name, 0) for gpu in self.machine.gpus), default=0)
+        by_device = {gpu.name: compute.get(gpu.name) or like_others for gpu in self.machine.gpus}
+        by_device[devices.CPU] = compute.get(devices.CPU, 0)
+        by_device = {device: n_bytes + self.wishes.margin + self.padding for device, n_bytes in by_device.items()}
+        if streamed and self.stream_gpu is not None:
+            by_device[self.stream_gpu] += streamed
+        return Reserve(by_device=by_device)
+
+    def _memory(self, parts: ModelParts, proposal: Proposal) -> tuple[DeviceMemory, ...]:
+        weights, compute = weight_bytes(proposal.placement), self._compute(proposal.done)
+        kv: dict[str, int] = {}
+        sizes = {layer.index: layer.kv_bytes for layer in parts.layers}
+        for layer, name in {**proposal.done.kv, **proposal.done.recurrent}.items():
+            device = self.rule_names[name]
+            kv[device] = kv.get(device, 0) + sizes.get(layer, 0)
+        streams_to = proposal.placement.prefill_devices[:1] if self._stand_in_streams(proposal) else ()
+        found = []
+        for one in (*self.machine.gpus, self.machine.cpu):
+            found.append(
+                DeviceMemory(
+                    device=one.name,
+                    budget=one.memory_bytes,
+                    margin=self.wishes.margin,
+                    weights=weights.get(one.name, {}),
+                    kv=kv.get(one.name, 0),
+                    compute=compute.get(one.name, 0),
+                    streaming=streamed_bytes(proposal.placement) if one.name in streams_to else 0,
+                )
+            )
+        return tuple(found)
+
+    def _stand_in_streams(self, proposal: Proposal) -> bool:
+        """Whether the streaming GPU was stood in for: the RPC backend offloads nothing (``ggml-rpc.cpp``)."""
+        listed = proposal.placement.prefill_devices
+        return bool(listed) and self.map.llama_name(listed[0]) in proposal.done.stand_ins
+
+    # --- The end
+
+    def _proven(
+        self,
+        parts: ModelParts,
+        context: ContextOptions,
+        proposal: Proposal,
+        memory: tuple[DeviceMemory, ...],
+        candidates: Sequence[Candidate],
+    ) -> Plan:
+        """The plan, once its rule file gives the same placement and llama.cpp did what its settings say."""
+        opened = self.opened
+        prediction = self._prediction(parts, proposal, context.n_ubatch)
+        said = headers.comments(opened, self.machine, context, memory, prediction)
+        text = rules_text(proposal.placement, opened.resolution.tree, said)
+        translation = self._translated(text)
+        wrong = differences(proposal.placement, translation.placement)
+        if translation.settings != proposal.lowering.settings:
+            wrong = (*wrong, "other settings")
+        if opened.options.target == "python":
+            checked = compare(
+                translation.placement, translation.settings, self._resolved(context, proposal), proposal.done, self.map
+            )
+            wrong = (*wrong, *(str(mismatch) for mismatch in checked.mismatches))
+        if wrong:
+            more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise PlanError(f"the plan could not be proven ({'; '.join(wrong[:3])}{more}); please report it")
+        return Plan(
+            rules=text,
+            translation=translation,
+            machine=self.machine,
+            context=context,
+            assignment=proposal.assignment,
+            memory=memory,
+            prediction=prediction,
+            candidates=tuple(candidates),
+            stand_ins=tuple(name for name in proposal.done.stand_ins if name in translation.settings.devices),
+            flash_attention=proposal.done.log.flash_attention,
+            rounds=self.rounds,
+            notes=notes(translation, memory, self.machine),
+        )
+
+    def _resolved(self, context: ContextOptions, proposal: Proposal) -> ContextOptions:
+        off = proposal.done.log.flash_attention is False
+        return replace(context, flash_attn="off" if off else context.flash_attn)
+
+    def _translated(self, text: str) -> Translation:
+        options = self.opened.options
+        default = DEFAULT_DEVICE if options.default_device == devices.AUTO else options.default_device
+        read = loader.loads(text, file="planned rules")
+        found = analyse(read, self.opened.model, options=replace(options, default_device=default))
+        if found.has_errors:
+            raise RulesetError(in_order(found.diagnostics))
+        return replace(found, assumed=self.opened.assumed)
+
+    def _prediction(self, parts: ModelParts, proposal: Proposal, ubatch: int) -> Prediction:
+        listed = proposal.placement.prefill_devices
+        seconds = prefill_seconds(
+            parts, proposal.assignment, self.machine, ubatch, stream_to=listed[0] if listed else None
+        )
+        return Prediction(
+            decode_tokens_per_second=1 / token_seconds(parts, proposal.assignment, self.machine),
+            prefill_tokens_per_second=ubatch / seconds,
+            crossings=n_crossings(proposal.assignment),
+            host_read_bytes=host_read_bytes(parts, proposal.assignment),
+        )
+
+    def _refusal(self, parts: ModelParts) -> PlanError:
+        if not self.suggests:
+            return PlanError("does not fit")
+        from ktllama.planner.refusal import refuse
+
+        return refuse(self, parts)

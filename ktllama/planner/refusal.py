@@ -1,0 +1,138 @@
+"""Nothing fits: by how much, and the smallest change that would help, found by trying it.
+
+A shorter context and a smaller KV type are tried with the whole loop, dry run included, so what is said to fit does.
+A smaller quantization is a size: the weights must shrink by what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ktllama.errors import KtllamaError
+from ktllama.model.kv_cache import CELL_PADDING
+from ktllama.planner.assigning import Reserve, least_host_bytes
+from ktllama.planner.errors import PlanError
+from ktllama.planner.parts import ModelParts, cut
+from ktllama.units import format_bytes
+
+if TYPE_CHECKING:
+    from ktllama.planner.planning import Planner
+
+_SMALLER_KV = {"f32": "q8_0", "f16": "q8_0", "bf16": "q8_0", "q8_0": "q4_0", "q5_1": "q4_0", "q5_0": "q4_0"}
+_SHORTEST_CONTEXT = 2048
+
+#: Bits a weight, the largest first, as llama.cpp's quantizer says for an 8-billion model (``QUANT_OPTIONS`` in
+#: ``tools/quantize/quantize.cpp``; sizes there are of 8.03 billion weights, in GiB).
+_QUANTIZATIONS: tuple[tuple[str, float], ...] = (
+    *((name, gib * 2**33 / 8.03e9) for name, gib in (
+        ("Q8_0", 7.96), ("Q6_K", 6.14), ("Q5_K_M", 5.33), ("Q5_K_S", 5.21), ("Q4_K_M", 4.58), ("Q4_K_S", 4.37),
+        ("Q3_K_L", 4.03), ("Q3_K_M", 3.74), ("Q3_K_S", 3.41), ("Q2_K", 2.96),
+    )),
+    ("IQ2_M", 2.7), ("IQ2_S", 2.5), ("IQ2_XS", 2.31), ("IQ2_XXS", 2.06), ("IQ1_M", 1.75), ("IQ1_S", 1.56),
+)  # fmt: skip
+
+
+def refuse(planner: Planner, parts: ModelParts) -> PlanError:
+    """The refusal of what ``planner`` was asked for, with the changes that would make it fit."""
+    missing = missing_bytes(planner, parts)
+    reason = f"{planner.opened.model.name} does not fit: {_budgets(planner)} " + (
+        f"are {format_bytes(missing)} too little" if missing > 0 else "are too little for llama.cpp's buffers"
+    )
+    return PlanError(reason, changes=tuple(_changes(planner, max(missing, 0))))
+
+
+def missing_bytes(planner: Planner, parts: ModelParts) -> int:
+    """By how much the host's memory is too small for the assignment that needs the least of it."""
+    budget = planner.machine.cpu.memory_bytes
+    if budget is None:
+        return 0
+    reserve = Reserve(by_device={one.name: planner.wishes.margin for one in planner.machine.processors})
+    return least_host_bytes(parts, planner.machine, reserve) - budget
+
+
+def _budgets(planner: Planner) -> str:
+    ram = planner.machine.cpu.memory_bytes
+    host = [] if ram is None else [f"{format_bytes(ram)} of RAM"]
+    return " and ".join(
+        [*host, *(f"{format_bytes(gpu.memory_bytes or 0)} on {gpu.name}" for gpu in planner.machine.gpus)]
+    )
+
+
+def _changes(planner: Planner, missing: int) -> Iterator[str]:
+    wishes = planner.wishes
+    if wishes.ubatch is not None and wishes.ubatch > 512 and _fits(planner, ubatch=512):
+        yield "--ubatch 512"
+    longest = _longest_context(planner)
+    if longest is not None:
+        yield f"--ctx {longest}"
+    smaller = _SMALLER_KV.get(wishes.kv_type)
+    if smaller is not None and wishes.flash_attn != "off" and _fits(planner, kv_type=smaller):
+        yield f"--kv-type {smaller}"
+    if missing:
+        yield from _quantization(planner, missing)
+        ram = planner.machine.cpu.memory_bytes or 0
+        yield f"{format_bytes(ram + _needed_beyond(planner, missing))} of RAM"
+
+
+def _needed_beyond(planner: Planner, missing: int) -> int:
+    """What the host must have more, with buffers that the dry run would find; rounded up to whole MiB."""
+    extra = missing
+    for _ in range(4):
+        ram = (planner.machine.cpu.memory_bytes or 0) + extra
+        if _fits(planner, ram=ram):
+            return extra
+        extra += max(1 << 28, extra // 20)
+    return extra
+
+
+def _longest_context(planner: Planner) -> int | None:
+    """The longest shorter context that fits, in whole cells; None if not even a short one does."""
+    low, high = _SHORTEST_CONTEXT // CELL_PADDING, (planner.wishes.n_ctx - 1) // CELL_PADDING
+    if low > high or not _fits(planner, n_ctx=low * CELL_PADDING):
+        return None
+    while high - low > max(1, low // 64):
+        middle = (low + high + 1) // 2
+        if _fits(planner, n_ctx=middle * CELL_PADDING):
+            low = middle
+        else:
+            high = middle - 1
+    return low * CELL_PADDING
+
+
+def _quantization(planner: Planner, missing: int) -> Iterator[str]:
+    """The largest common quantization whose weights are small enough."""
+    tensors = planner.opened.model.tensors
+    n_weights = sum(math.prod(tensor.shape) for tensor in tensors)
+    n_bytes = sum(tensor.n_bytes for tensor in tensors)
+    for name, bits in _QUANTIZATIONS:
+        if n_weights * bits / 8 <= n_bytes - missing:
+            yield (
+                f"a quantization of at most {format_bytes(n_bytes - missing)}, such as {name} (about "
+                f"{format_bytes(round(n_weights * bits / 8))}, now {format_bytes(n_bytes)})"
+            )
+            return
+
+
+def _fits(planner: Planner, *, ram: int | None = None, **changes: object) -> bool:
+    """Whether a plan is found with some wishes changed, or more RAM; no further refusal is worked out."""
+    from ktllama.planner.planning import Planner
+
+    asked = planner.wishes
+    smallest = {"ubatch": asked.ubatches[0], "op_offload": asked.op_offload or False, **changes}
+    wishes = replace(asked, **smallest)  # type: ignore[arg-type]  # the callers above name fields
+    machine = planner.machine
+    if ram is not None:
+        machine = replace(machine, cpu=replace(machine.cpu, memory_bytes=ram))
+
+    tried = Planner(planner.opened, machine, wishes, planner.session, planner.path, suggests=False)
+    parts = cut(planner.opened.placement, wishes.context(wishes.ubatches[0]), planner.opened.resolution.tree)
+    if missing_bytes(tried, parts) > 0:
+        return False
+    try:
+        tried.plan()
+    except KtllamaError:
+        return False
+    return True

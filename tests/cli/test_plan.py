@@ -1,0 +1,107 @@
+"""``ktllama plan`` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runner import ktllama
+from tests.models import rule
+
+LITE = ("plan", "--preset", "deepseek-v2-lite", "--ctx", "4096", "--ubatch", "512")
+
+
+def test_a_plan_is_shown_written_and_translates(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    ran = ktllama(*LITE, "--vram", "8G", "--ram", "32G", "-o", str(rules))
+    assert (ran.status, ran.err) == (0, f"wrote {rules}\n")
+    lines = [line.strip() for line in ran.out.splitlines()]
+    assert lines[0].startswith("DeepSeek V2 Lite Chat Q4_K_M  deepseek2, 27 layers, ")
+    assert [line for line in lines if line in ("Memory", "Settings", "Predicted", "Notes", "Next")] == [
+        "Memory", "Settings", "Predicted", "Notes", "Next",
+    ]  # fmt: skip
+    card = next(line for line in lines if line.startswith("cuda:0"))
+    assert card.split()[-4:] == ["512", "MiB", "8", "GiB"]
+    assert lines[-1] == f"ktllama run {rules} --model DeepSeek-V2-Lite-Chat-Q4_K_M.gguf --ctx 4096 --prompt Hello"
+    assert rules.read_text().startswith("# Placement rules for DeepSeek V2 Lite Chat Q4_K_M, planned by ktllama.\n")
+    again = ktllama("translate", str(rules), "--preset", "deepseek-v2-lite", "--format", "json")
+    planned = ktllama(*LITE, "--vram", "8G", "--ram", "32G", "--json")
+    assert again.status == planned.status == 0
+    assert json.loads(again.out)["settings"] == json.loads(planned.out)["settings"]
+    refused = ktllama(*LITE, "--vram", "8G", "-o", str(rules))
+    assert (refused.status, refused.err.splitlines()[-1]) == (2, f"Error: {rules} exists; --force overwrites it.")
+
+
+def test_the_document_adds_up() -> None:
+    document = json.loads(ktllama(*LITE, "--vram", "6G,4G", "--margin", "256M", "--json").out)
+    for one in document["memory"]:
+        parts = (*one["weights"].values(), one["kv"], one["compute"], one["streaming"])
+        assert one["used"] == sum(parts)
+        assert one["free"] == (None if one["budget"] is None else one["budget"] - one["margin"] - one["used"])
+        assert one["free"] is None or one["free"] >= 0
+    assert [one["device"] for one in document["memory"]] == ["cuda:0", "cuda:1", "cpu"]
+    assert document["stand_ins"] == ["CUDA0", "CUDA1"]
+
+
+def test_llama_server_gets_the_context_too() -> None:
+    ran = ktllama(*LITE, "--vram", "8G", "--parallel", "2", "--kv-type", "q8_0", "--format", "argv")
+    assert ran.status == 0
+    assert ran.out.startswith("llama-server --model DeepSeek-V2-Lite-Chat-Q4_K_M.gguf --n-gpu-layers ")
+    assert "--fit off --ctx-size 4096 --batch-size 2048 --ubatch-size 512 --parallel 2 --kv-unified" in ran.out
+    assert "--cache-type-k q8_0 --cache-type-v q8_0 --flash-attn auto" in ran.out
+
+
+def test_rules_with_auto_are_an_error_elsewhere_that_says_how_to_plan(tmp_path: Path) -> None:
+    rules = tmp_path / "auto.yaml"
+    rules.write_text(rule(r"\.mlp\.experts$", "auto", recursive=False) + rule("", "cuda:0"))
+    for command in ("translate", "verify", "lint"):
+        ran = ktllama(command, str(rules), "--preset", "deepseek-v2-lite")
+        assert ran.status == 1
+        assert "`ktllama plan --rules FILE --vram 24G --ram 256G -o planned.yaml`" in ran.out + ran.err
+    planned = ktllama(*LITE, "--rules", str(rules), "--vram", "6G", "--format", "rules")
+    assert planned.status == 0
+    assert "auto" not in planned.out.partition("\n\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "ktllama: --vram is missing: the memory of each GPU, such as --vram 24G or --vram 24G,12G; detected for "
+             "what is free here, none for no GPU"),
+        (("--vram", "-8G"), "ktllama: --vram '-8G': expected a size above 0, such as 24G or 512M"),
+        (("--vram", "cuda:0=8G,cuda:0=8G"), "ktllama: --vram 'cuda:0=8G,cuda:0=8G': cuda:0 is named twice"),
+        (("--vram", "8G", "--ram", "much"), "ktllama: --ram 'much': expected a size above 0, such as 24G or 512M"),
+        (("--vram", "8G", "--margin", "-1"), "ktllama: --margin '-1': expected a size above 0, such as 24G or 512M"),
+        (("--vram", "8G", "--bandwidth", "cuda:1=1T"), "ktllama: --bandwidth cuda:1: no such device here; there are "
+                                                       "cpu, cuda:0"),
+        (("--vram", "8G", "--link-bandwidth", "0"), "ktllama: --link-bandwidth '0': expected bytes a second, such as "
+                                                    "936G"),
+        (("--vram", "8G", "--ctx", "1000000"), "ktllama: --ctx 1000000: DeepSeek V2 Lite Chat Q4_K_M was trained with a "
+                                               "context of 163840 tokens"),
+        (("--vram", "8G", "--ubatch", "0"), "Error: --ubatch '0': expected a number of tokens from 1 to 65536, or "
+                                            "auto."),
+        (("--vram", "8G", "--flash-attn", "off", "--kv-type", "q8_0"), "ktllama: --kv-type q8_0: llama.cpp quantizes "
+                                                                       "the V cache with flash attention only"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(words: tuple[str, ...], message: str) -> None:
+    ran = ktllama("plan", "--preset", "deepseek-v2-lite", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.splitlines()[-1] == message
+    assert "Traceback" not in ran.err
+
+
+def test_a_model_must_be_named() -> None:
+    ran = ktllama("plan", "--vram", "8G")
+    assert ran.status == 2
+    assert "Which model? Give --model FILE.gguf, --preset NAME or --config CONFIG." in ran.err
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    ran = ktllama("plan", "--preset", "r1-distill-qwen-7b", "--vram", "none", "--ram", "3G", "--ctx", "512",
+                  "--ubatch", "512")  # fmt: skip
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err.startswith("ktllama: DeepSeek R1 Distill Qwen 7B Q4_K_M does not fit: 3 GiB of RAM are ")
+    assert "what would fit: a quantization of at most " in ran.err
