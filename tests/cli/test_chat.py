@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,11 +48,19 @@ class Terminal:
         self.seen = b""
         self._read_to = 0
 
-    def until(self, text: str) -> str:
+    def press(self, key: str, *, until: str) -> str:
+        """Press a key until something is seen: a Ctrl-C between two reads of a line waits in Python for a next key."""
+        for _ in range(20):
+            self.type(key)
+            with suppress(AssertionError):
+                return self.until(until, patience=2.0)
+        return self.until(until)
+
+    def until(self, text: str, patience: float = _PATIENCE) -> str:
         """What comes up to and with ``text``, since the last time."""
         wanted = text.encode()
         while (found := self.seen.find(wanted, self._read_to)) < 0:
-            ready, _, _ = select.select([self._descriptor], [], [], _PATIENCE)
+            ready, _, _ = select.select([self._descriptor], [], [], patience)
             assert ready, f"no {text!r} in {self.seen[self._read_to :]!r}"
             self.seen += self._some()
         begin, self._read_to = self._read_to, found + len(wanted)
@@ -132,8 +140,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
         stopped = screen.until("stopped")
         assert "thought for" in stopped
         screen.until(">>> ")
-        screen.type("half a line\x03")  # while typing, it drops the line
-        screen.until(">>> ")
+        screen.type("half a line")
+        screen.until("half a line")
+        screen.press("\x03", until=">>> ")  # while typing, it drops the line
         screen.type("short\n")
         answered = screen.until("tokens/s")
         assert "Short answer." in answered
