@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,12 @@ from ktllama.validating.spread import placed
 from ktllama.validating.validation import DTypeName, Progress, Task, validate
 
 _TEXT_BYTES = 1 << 26
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no limit; expected a number of nats")
+    return value
 
 
 @click.command("validate")
@@ -48,6 +55,7 @@ _TEXT_BYTES = 1 << 26
 @click.option(
     "--max-kl",
     type=click.FloatRange(0),
+    callback=lambda _context, _option, value: _finite(value),
     help="Mean KL divergence from which on it fails, in nats.  [default: by the weights' type]",
 )
 @click.option("--stand-ins", is_flag=True, help="Let the CPU stand in for devices that this machine lacks.")

@@ -297,6 +297,9 @@ class Engine:
         for token in generation.transcript.forced_tokens():
             self.executor.accept(generation.sequence, token)
             self._say(generation, token, self.executor.piece(token))
+            if generation.transcript.stopped is not None:
+                self._finish(generation, "stop")
+                return
             if len(generation.tokens) >= generation.limit:
                 self._finish(generation, "length")
                 return

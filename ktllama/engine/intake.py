@@ -145,7 +145,10 @@ class Intake:
             if thinking.budget < 0 or thinking.end not in thinking.closing:
                 message = "a reasoning budget needs a number of tokens, and closing words that end the thinking"
                 raise Refusal(_failed(request.request_id, "not_supported", message, field="reasoning_budget"))
-            closing = tuple(executor.tokenize((Segment(thinking.closing, True),), add_bos=False))
+            # words of a user come before the tag: control tokens among them are text
+            words, tag, rest = thinking.closing.rpartition(thinking.end)
+            segments = [Segment(words, False)] if words else []
+            closing = tuple(executor.tokenize((*segments, Segment(tag + rest, True)), add_bos=False))
         opening_id, closing_id = executor.token_id(thinking.start), executor.token_id(thinking.end)
         opener_ids = {text: executor.token_id(text) for text in thinking.tool_openings}
         return Transcript(

@@ -77,15 +77,16 @@ class ChatChunks:
             return self._reasoning[delta.index] + _json(delta.text) + self._after_reasoning
         if isinstance(delta, ArgumentsAdded):
             call: dict[str, Any] = {"index": delta.call, "function": {"arguments": delta.text}}
-            return self._plain(delta.index, {"tool_calls": [call]})
+            return self._called(delta.index, call)
         if isinstance(delta, CallBegan):
             function = {"name": delta.name, "arguments": ""}
             call = {"index": delta.call, "id": delta.id, "type": "function", "function": function}
-            return self._plain(delta.index, {"tool_calls": [call]})
+            return self._called(delta.index, call)
         return self._end(delta)
 
-    def _plain(self, index: int, delta: dict[str, Any]) -> bytes:
-        return self._before[index] + _json(delta) + b',"logprobs":null,"finish_reason":null}]' + self._tail
+    def _called(self, index: int, call: dict[str, Any]) -> bytes:
+        delta = b'{"content":null' + self._no_reasoning + b',"tool_calls":[' + _json(call) + b"]}"
+        return self._before[index] + delta + b',"logprobs":null,"finish_reason":null}]' + self._tail
 
     def _with_logprobs(self, delta: TextAdded) -> bytes:
         if delta.kind == "content":

@@ -102,6 +102,9 @@ def thinking(
     message = body.reasoning_budget_message
     if message is None:
         message = state.settings.reasoning_budget_message
+    if any(tag in message for tag in tags):
+        what = f"must not hold {tags[0]} or {tags[1]}, which end the thinking themselves"
+        raise ApiError(400, f"reasoning_budget_message {what}", param="reasoning_budget_message")
     return Thinking(
         start=tags[0],
         end=tags[1],

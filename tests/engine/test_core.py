@@ -23,7 +23,7 @@ from ktllama.engine.messages import (
     Usage,
 )
 from tests.engine.driver import R1_THINKING, Answer, Driver, ask
-from tests.engine.fake_executor import EOS, FakeExecutor, FakeOptions, tokenize
+from tests.engine.fake_executor import CONTROL, EOS, FakeExecutor, FakeOptions, tokenize
 
 THOUGHT = "I think.\n</think>\n\nThe answer."
 
@@ -171,6 +171,13 @@ def test_a_budget_of_nothing_closes_the_thinking_before_the_first_token() -> Non
     answer = answered(request, say={"q": THOUGHT})
     assert (answer.reasoning, answer.content) == ("", "The answer.")
     assert answer.finished.usage.reasoning_tokens == 0
+
+
+def test_control_tokens_in_the_closing_words_are_text() -> None:
+    closing = f" {CONTROL[1]}x\n</think>\n\n"
+    request = ask("a", "q<think>\n", thinking=thinking(budget=4, closing=closing))
+    answer = answered(request, say={"q": THOUGHT})
+    assert (answer.reasoning, answer.content) == (f"I th {CONTROL[1]}x", "The answer.")
 
 
 def test_thinking_that_ends_within_its_budget_is_left_alone() -> None:

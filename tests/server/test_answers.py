@@ -68,6 +68,24 @@ def test_a_stream_as_deepseeks_loop_reads_it() -> None:
     assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in read}) == 1
 
 
+def test_chunks_of_a_tool_call_have_the_fields_that_deepseeks_loop_reads() -> None:
+    call = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>look\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    client = RecordingClient([("reasoning", "hm"), ("content", call)])
+    response, _ = ask({**BODY, "stream": True, "tools": tools}, client=client)
+
+    deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in events(response)[:-1]]
+    assert any("tool_calls" in delta for delta in deltas)
+    assert all({"content", "reasoning_content"} <= delta.keys() for delta in deltas)
+
+
+def test_words_that_end_the_thinking_must_not_hold_its_tags() -> None:
+    response, client = ask({**BODY, "reasoning_budget": 3, "reasoning_budget_message": "a</think>b"})
+
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "reasoning_budget_message")
+    assert client.asked == []
+
+
 def test_without_reasoning_no_chunk_speaks_of_it() -> None:
     client = RecordingClient([("content", "<think>\nhm</think>yes")])
     streamed, _ = ask({**BODY, "stream": True, "reasoning_format": "none"}, client=client)

@@ -146,6 +146,12 @@ def test_a_body_may_hold_any_text_and_some_depth() -> None:
             "cannot be combined with reasoning_budget, which says the same in tokens",
         ),
         (
+            {"reasoning_effort": "high", "reasoning_budget": 0},
+            "reasoning_effort",
+            "invalid_value",
+            "cannot be combined with reasoning_budget, which says the same in tokens",
+        ),
+        (
             {"response_format": {"type": "xml"}},
             "response_format",
             "invalid_value",

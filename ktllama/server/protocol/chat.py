@@ -152,7 +152,7 @@ class ChatRequest(OpenAIChatFields, SamplingFields, PromptFields):
         choice = self.tool_choice
         named = choice.function.name if isinstance(choice, NamedToolChoice) else None
         offered = {tool.function.name for tool in self.tools or ()}
-        budgets = [name for name in ("reasoning_budget", "reasoning_effort", "thinking") if getattr(self, name)]
+        both_budgets = self.reasoning_budget is not None and self.reasoning_effort is not None
         tools_used = bool(self.tools) and choice != "none"
         return [
             (self.stream_options is not None and not self.stream, "stream_options", "needs stream: true"),
@@ -168,7 +168,7 @@ class ChatRequest(OpenAIChatFields, SamplingFields, PromptFields):
             (self.grammar is not None and tools_used, "grammar", "cannot be combined with tools"),
             (constrained and tools_used, "response_format", "cannot be combined with tools; set tool_choice: none"),
             (
-                "reasoning_effort" in budgets and "reasoning_budget" in budgets,
+                both_budgets,
                 "reasoning_effort",
                 "cannot be combined with reasoning_budget, which says the same in tokens",
             ),
