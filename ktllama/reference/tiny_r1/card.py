@@ -50,7 +50,7 @@ sigmoid gating with a selection bias, YaRN |
 | optimiser | Muon for matrices, AdamW for the rest; weights in bfloat16 with float32 masters |
 | file | Q8_0; norms, router, biases, embedding and output in float32; {megabytes:.1f} MB |
 
-`make tiny-r1` makes it again. License: MIT, as ktllama's.
+`make tiny-r1` makes one like it. License: MIT, as ktllama's.
 """
 
 
