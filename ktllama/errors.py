@@ -32,8 +32,8 @@ class RulesetError(KtllamaError):
         return "\n".join(str(found) for found in errors)
 
 
-class RuleFileError(KtllamaError):
-    """A rule file that cannot be read at all: missing, a directory, not UTF-8, no permission."""
+class PathError(KtllamaError):
+    """A file that cannot be used, and why; ``path`` is as the user gave it."""
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
@@ -42,6 +42,10 @@ class RuleFileError(KtllamaError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class RuleFileError(PathError):
+    """A rule file that cannot be read at all: missing, a directory, not UTF-8, no permission."""
 
 
 class ModelFileError(KtllamaError):
@@ -58,16 +62,8 @@ class ModelFileError(KtllamaError):
         return f"{self.path}: {self.reason}{where}"
 
 
-class TextFileError(KtllamaError):
+class TextFileError(PathError):
     """A text that cannot be read: a file that is missing or not UTF-8, or one without words."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(path, reason)
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class UnsupportedModelError(KtllamaError):
@@ -120,16 +116,8 @@ class LlamaCppError(KtllamaError):
         return "\n".join([self.reason, *(f"  llama.cpp: {line}" for line in self.log)])
 
 
-class ReferenceModelError(KtllamaError):
+class ReferenceModelError(PathError):
     """A model that the PyTorch reference cannot compute: its architecture or its tensors."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(path, reason)
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 class WeightError(ReferenceModelError):

@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from ktllama import devices
-from ktllama.errors import KtllamaError
+from ktllama.errors import PathError
 from ktllama.explaining.explanation import Explainer
 from ktllama.explaining.kinds import ROWS, layer_of, row_of
 from ktllama.explaining.sentences import llama_text, match_text, replace_text, why_text
@@ -30,16 +30,8 @@ _SHORTEST_CONTEXT = 1024
 _LONGEST_CONTEXT = 1 << 20
 
 
-class PageError(KtllamaError):
+class PageError(PathError):
     """A page that cannot be written."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(path, reason)
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 def write(path: str, text: str, *, overwrite: bool = False) -> None:
