@@ -93,7 +93,7 @@ class EngineProcess:
 
     def _keep(self, line: bytes) -> None:
         """Pass a line of the process on to the log, and remember it."""
-        text = line[:_LINE_BYTES].decode(errors="replace").rstrip()
+        text = line.decode(errors="replace").rstrip()
         if text:
             self.last_lines.append(text)
             level = _LEVELS.get(text.partition(" ")[0], logging.DEBUG)  # ours say theirs, a library's are detail
@@ -123,7 +123,7 @@ class EngineProcess:
 
 
 class _Log(asyncio.Protocol):
-    """The process's stderr, line by line, however long the lines are."""
+    """The process's stderr, line by line; a line longer than `_LINE_BYTES` comes in pieces of that length."""
 
     def __init__(self, keep: Callable[[bytes], None]) -> None:
         self._keep = keep
@@ -131,12 +131,14 @@ class _Log(asyncio.Protocol):
         self.closed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        *lines, self._held = (self._held + data).split(b"\n")
+        *lines, held = (self._held + data).split(b"\n")
         for line in lines:
-            self._keep(line)
-        if len(self._held) > _LINE_BYTES:
-            self._keep(self._held)
-            self._held = b""
+            for start in range(0, len(line), _LINE_BYTES):
+                self._keep(line[start : start + _LINE_BYTES])
+        while len(held) > _LINE_BYTES:
+            self._keep(held[:_LINE_BYTES])
+            held = held[_LINE_BYTES:]
+        self._held = held
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
         self._keep(self._held)
