@@ -81,7 +81,7 @@ class Attachment:
         self._library.require_rpc()
         if self._server is None:
             self._server = StandInServer(len(missing), self._n_threads)
-        self._endpoint = self._server.endpoint()
+        self._endpoint = self._server.endpoint(avoid=self._library.retired)
         names = dict(zip((device.name for device in missing), register(self._library, self._endpoint), strict=False))
         return tuple(
             replace(device, backend_name=names[device.name]) if device.stand_in else device for device in found

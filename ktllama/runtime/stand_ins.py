@@ -11,7 +11,7 @@ import re
 import selectors
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -52,23 +52,27 @@ class StandInServer:
             env=child_process.environment(**_NO_GPUS),
         )
 
-    def endpoint(self) -> str:
+    def endpoint(self, avoid: Collection[str] = ()) -> str:
         """``127.0.0.1:port`` of the serving worker; another port is tried when one was taken meanwhile.
+
+        The system may hand out a port that an earlier worker had. llama.cpp keeps the devices of an endpoint that it
+        once knew, so those go into ``avoid`` (:attr:`Library.retired`), and a worker that got one starts again.
 
         Raises:
             LlamaCppError: when the worker does not come up.
         """
+        output = b""
         for _ in range(_ATTEMPTS):
-            if self._endpoint:
-                break
             if self._process is None:
                 self.start()
-            output = self._read_until_ready()
-            found = _ENDPOINT.search(output)
-            if output.endswith(_READY) and found:
-                self._endpoint = found[1].decode()
-            else:
-                self.stop()
+            if not self._endpoint:
+                output = self._read_until_ready()
+                found = _ENDPOINT.search(output)
+                if output.endswith(_READY) and found:
+                    self._endpoint = found[1].decode()
+            if self._endpoint and self._endpoint not in avoid:
+                break
+            self.stop()
         if not self._endpoint:
             lines = tuple(output.decode(errors="replace").splitlines()[-10:])
             raise LlamaCppError("the process that stands in for GPUs did not start", log=lines)

@@ -57,6 +57,18 @@ def test_its_devices_are_gpus_of_this_process_until_it_stops() -> None:
     assert [device.name for device in available(loaded)] == before
 
 
+def test_a_server_on_an_endpoint_that_llama_cpp_knew_before_starts_again_on_another() -> None:
+    with StandInServer(1) as server:
+        known, first_pid = server.endpoint(), server.pid
+        other = server.endpoint(avoid={known})
+        assert other != known
+        assert first_pid is not None
+        assert not _is_running(first_pid)
+        assert server.endpoint(avoid={known}) == other
+        host, _, port = other.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
 def test_an_exception_stops_it() -> None:
     pids: list[int | None] = []
 
