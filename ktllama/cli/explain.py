@@ -114,12 +114,13 @@ def _print(plan: Translation, after: Translation | None, glob: str | None, ctx: 
 
 
 def _write_page(path: str, plan: Translation, after: Translation | None, *, force: bool) -> None:
-    from ktllama.explaining import page
+    from ktllama.explaining import page as picture
+    from ktllama.pages import page
 
     inputs = [plan.ruleset.file, *plan.model.paths, *([after.ruleset.file] if after else [])]
     if any(_same_file(path, used) for used in inputs):
         raise page.PageError(path, "is one of the files to explain; give another name")
-    page.write(path, page.render(plan, after), overwrite=force)
+    page.write(path, picture.render(plan, after), overwrite=force)
     click.echo(f"wrote {path}", err=True)
 
 

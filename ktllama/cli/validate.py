@@ -15,8 +15,8 @@ import click
 from ktllama.cli import options as shared
 from ktllama.cli.translate import report as report_findings
 from ktllama.errors import TextFileError
-from ktllama.explaining import page as pages
 from ktllama.model.sources import is_remote
+from ktllama.pages import page as pages
 from ktllama.validating.report import Report
 from ktllama.validating.spread import placed
 from ktllama.validating.validation import DTypeName, Progress, Task, validate

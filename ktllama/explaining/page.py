@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import html
-import json
-import re
 from collections import defaultdict
-from importlib.resources import files
-from pathlib import Path
 
 from ktllama import devices
-from ktllama.errors import PathError
 from ktllama.explaining.explanation import Explainer
 from ktllama.explaining.kinds import ROWS, layer_of, row_of
 from ktllama.explaining.sentences import llama_text, match_text, replace_text, why_text
 from ktllama.explaining.summary import DifferentModelsError, totals
+from ktllama.pages import page
 from ktllama.placing.ir import TensorPlacement
 from ktllama.ruleset.wording import shown
 from ktllama.translation import Translation
 
-_TEMPLATE = "page.html"
-_MARKER = re.compile(r"\{\{(title|data)\}\}")
+_PACKAGE = "ktllama.explaining"
+_STYLES = ("base.css", "tips.css", "layers.css")
+_SCRIPTS = ("base.js", "layers.js", "rules.js")
 
 #: Columns outside the layers: what comes before the first, and what after the last.
 _INPUT, _OUTPUT = "in", "out"
@@ -30,25 +27,6 @@ _SHORTEST_CONTEXT = 1024
 _LONGEST_CONTEXT = 1 << 20
 
 
-class PageError(PathError):
-    """A page that cannot be written."""
-
-
-def write(path: str, text: str, *, overwrite: bool = False) -> None:
-    """Write ``text`` to ``path``, which must not exist unless it may be overwritten.
-
-    Raises:
-        PageError: when it exists or cannot be written.
-    """
-    try:
-        with Path(path).open("w" if overwrite else "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-    except FileExistsError:
-        raise PageError(path, "already exists; --force overwrites it") from None
-    except OSError as error:
-        raise PageError(path, f"cannot be written: {error.strerror}") from error
-
-
 def render(translation: Translation, after: Translation | None = None) -> str:
     """The page. With ``after`` it shows two plans for one model and marks what moves between them.
 
@@ -56,15 +34,13 @@ def render(translation: Translation, after: Translation | None = None) -> str:
         DifferentModelsError: when the two are not for the same tensors.
     """
     data = document(translation, after)
-    parts = {"title": html.escape(f"{shown(translation.model.name)} · ktllama"), "data": inert_json(data)}
-    template = files("ktllama.explaining").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return _MARKER.sub(lambda found: parts[found.group(1)], template)
-
-
-def inert_json(value: object) -> str:
-    """JSON that ends no ``script`` element and opens no comment, whatever strings it holds."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    parts = {
+        "title": html.escape(f"{shown(translation.model.name)} · ktllama"),
+        "style": page.shared(*_STYLES),
+        "script": page.shared(*_SCRIPTS) + page.source(_PACKAGE, "page.js"),
+        "data": page.inert_json(data),
+    }
+    return page.fill(page.source(_PACKAGE, "page.html"), parts)
 
 
 def document(translation: Translation, after: Translation | None = None) -> dict[str, object]:

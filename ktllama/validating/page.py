@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import html
-import re
-from importlib.resources import files
 
 import numpy as np
 
+from ktllama.pages import page
 from ktllama.ruleset.wording import shown
 from ktllama.validating.plots import device_classes, layer_plot, position_plot
 from ktllama.validating.report import Report, flips, number, sources, suspicion, totals, verdict
-
-_TEMPLATE = "page.html"
-_MARKER = re.compile(r"\{\{([a-z]+)\}\}")
-
 
 _SIGNS = (
     "dot: the typical token, with all errors up to here",
@@ -28,6 +23,7 @@ def render(report: Report) -> str:
     """The page."""
     parts = {
         "title": _text(f"{shown(report.name)} · ktllama validate"),
+        "style": page.shared("base.css"),
         "name": _text(shown(report.name)),
         "facts": _text(" · ".join(facts(report))),
         "mood": "good" if report.ok else "bad",
@@ -42,8 +38,7 @@ def render(report: Report) -> str:
         "sources": "".join(f"<li>{_text(line)}</li>" for line in sources(report)),
         "table": _table(report),
     }
-    template = files("ktllama.validating").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return _MARKER.sub(lambda found: parts[found.group(1)], template)
+    return page.fill(page.source("ktllama.validating", "page.html"), parts)
 
 
 def facts(report: Report) -> list[str]:

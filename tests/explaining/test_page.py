@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,40 +14,9 @@ from ktllama.model.model_file import ModelFile
 from ktllama.translation import Options
 from tests.explaining.plans import OTHER_RULES, plan
 from tests.models import MIB, deepseek, rule
+from tests.pages.reader import read
 
-VOID = {"meta", "input", "link", "img", "br", "hr"}
 HOSTILE = """</script><script>alert(1)</script><!--"'&amp; \\u2028"""
-
-
-class Reader(HTMLParser):
-    """Elements as (tag, attributes), and the text of every element that has an id; unclosed elements are an error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self.open: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append((tag, dict(attrs).get("id") or tag))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open:
-            name = self.open[-1][1]
-            self.texts[name] = self.texts.get(name, "") + data
-
-
-def read(text: str) -> tuple[Reader, Any]:
-    reader = Reader()
-    reader.feed(text)
-    reader.close()
-    assert reader.open == []
-    return reader, json.loads(reader.texts["data"])
 
 
 def test_the_data_in_the_page_is_the_plan(tmp_path: Path) -> None:
@@ -178,31 +145,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     assert reader.texts["title"] == f"{HOSTILE}\\x1b{{{{data}}}} · ktllama"
 
 
-def test_embedded_json_holds_no_markup() -> None:
-    text = page.inert_json({"a": "</script>&<!--\u2028\x00é\ud800"})
-    assert re.search(r"[<>&\u2028\x00]|[^\x00-\x7f]", text) is None
-    assert json.loads(text) == {"a": "</script>&<!--\u2028\x00é\ud800"}
-
-
 def test_budgets_and_the_training_context_reach_the_page(tmp_path: Path) -> None:
     options = Options(budgets={"cuda:0": 99 * MIB})
     _, data = read(page.render(plan(tmp_path, options=options)))
     assert [one["budget_bytes"] for one in data["plans"][0]["devices"]] == [99 * MIB, None, None]
     assert data["context"] == {"shortest": 1024, "longest": 32768, "shown": 32768}
-
-
-def test_a_page_overwrites_nothing_unless_it_may(tmp_path: Path) -> None:
-    path = tmp_path / "plan.html"
-    page.write(str(path), "one")
-    with pytest.raises(page.PageError) as caught:
-        page.write(str(path), "two")
-    assert str(caught.value) == f"{path}: already exists; --force overwrites it"
-    assert path.read_text() == "one"
-    page.write(str(path), "two", overwrite=True)
-    assert path.read_text() == "two"
-
-
-def test_a_page_that_cannot_be_written_says_why(tmp_path: Path) -> None:
-    with pytest.raises(page.PageError) as caught:
-        page.write(str(tmp_path / "none" / "plan.html"), "one")
-    assert caught.value.reason == "cannot be written: No such file or directory"
