@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 
 from ktllama.cli import options as shared
+from ktllama.cli.progress import progress_bars
 from ktllama.cli.translate import report as report_findings
 from ktllama.errors import TextFileError
 from ktllama.model.sources import is_remote
 from ktllama.pages import page as pages
 from ktllama.validating.report import Report
 from ktllama.validating.spread import placed
-from ktllama.validating.validation import DTypeName, Progress, Task, validate
+from ktllama.validating.validation import DTypeName, Task, validate
 
 _TEXT_BYTES = 1 << 26
 
@@ -115,7 +114,7 @@ def command(
         max_kl=max_kl,
         stand_ins=stand_ins,
     )
-    with _progress() as progress:
+    with progress_bars() as progress:
         report = validate(task, progress)
     _write(report, json_file, page, force=force)
     return 0 if report.ok else 1
@@ -178,28 +177,6 @@ def _read(path: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise TextFileError(path, f"is not UTF-8 (at byte {fault.start})") from fault
-
-
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A bar for each stage on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def update(what: str, share: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=1.0)
-            bars.update(tasks[what], completed=share)
-
-        yield update
 
 
 def _write(report: Report, json_file: str | None, page: str | None, *, force: bool) -> None:

@@ -20,13 +20,17 @@ class BudgetError(KtllamaError):
 
 
 class PlanError(KtllamaError):
-    """No plan fits. ``changes`` are the smallest changes, each by itself, that would make one fit."""
+    """No plan fits. ``changes`` are the smallest changes, each by itself, that would make one fit.
+
+    ``missing_bytes`` is how much more memory the host would need, 0 where that is not what is missing.
+    """
 
     exit_status = 1
 
-    def __init__(self, reason: str, *, changes: tuple[str, ...] = ()) -> None:
+    def __init__(self, reason: str, *, changes: tuple[str, ...] = (), missing_bytes: int = 0) -> None:
         self.reason = reason
         self.changes = changes
+        self.missing_bytes = missing_bytes
         super().__init__(reason, changes)
 
     def __str__(self) -> str:

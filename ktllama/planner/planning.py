@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,12 +64,35 @@ def plan(
         LlamaCppError: when llama.cpp is missing, refuses the model or dies.
         ModelFileError, RuleFileError, UnsupportedModelError, UnknownPresetError: when an input cannot be used.
     """
-    wishes, options = wishes or ContextWishes(), options or Options()
-    with session or sessions.start(machine, options.device_map) as running:
-        opened = open_rules(rules, model, preset, config, options, machine)
-        wanted = settled(wishes, opened.model)
-        with sparse_file(opened.model) as path:
-            return Planner(opened, machine, wanted, running, path).plan()
+    options = options or Options()
+    with (
+        session or sessions.start(machine, options.device_map) as running,
+        planner(rules, model, running, machine=machine, wishes=wishes, preset=preset, config=config, options=options)
+        as ready,
+    ):  # fmt: skip
+        return ready.plan()
+
+
+@contextmanager
+def planner(
+    rules: str | os.PathLike[str] | Ruleset | None,
+    model: str | os.PathLike[str] | ModelFile | None,
+    session: DryRunSession,
+    *,
+    machine: Machine,
+    wishes: ContextWishes | None = None,
+    preset: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+) -> Iterator[Planner]:
+    """What :func:`plan` plans with, for callers that make several plans; raises what it does.
+
+    ``session`` knows all devices that any of the plans is for, and stays open.
+    """
+    opened = open_rules(rules, model, preset, config, options or Options(), machine)
+    wanted = settled(wishes or ContextWishes(), opened.model)
+    with sparse_file(opened.model) as path:
+        yield Planner(opened, machine, wanted, session, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +114,8 @@ class _Weighed:
 class Planner:
     """One model on one machine.
 
-    ``session`` and ``path`` are for dry runs; with ``suggests`` a refusal says what would fit.
+    ``session`` and ``path`` are for dry runs; with ``suggests`` a refusal says what would fit. A machine that is
+    ``elsewhere`` may have larger GPUs than those of the same name that are here.
     """
 
     def __init__(
@@ -102,6 +127,7 @@ class Planner:
         path: Path,
         *,
         suggests: bool = True,
+        elsewhere: bool = False,
     ) -> None:
         self.opened = opened
         self.machine = machine
@@ -109,6 +135,7 @@ class Planner:
         self.session = session
         self.path = path
         self.suggests = suggests
+        self.elsewhere = elsewhere
         self.map = opened.options.device_map
         self.rule_names = {self.map.llama_name(one.name): one.name for one in machine.processors}
         self.padding = padding_bytes(opened.placement)
@@ -130,6 +157,20 @@ class Planner:
         proposal, memory = self._fit(parts, context, chosen, assignment)
         return self._proven(parts, context, proposal, memory, [one.candidate for one in weighed])
 
+    def trial(
+        self, *, machine: Machine | None = None, wishes: ContextWishes | None = None, elsewhere: bool = False
+    ) -> Planner:
+        """A planner of the same model with another machine or other wishes, whose refusals propose nothing."""
+        return Planner(
+            self.opened,
+            machine or self.machine,
+            wishes or self.wishes,
+            self.session,
+            self.path,
+            suggests=False,
+            elsewhere=elsewhere,
+        )
+
     # --- The choice of ubatch and op_offload
 
     def _weigh(self, parts: ModelParts) -> list[_Weighed]:
@@ -144,7 +185,9 @@ class Planner:
         contexts = [self.wishes.context(size) for size in sizes]
         made = self.session.run_contexts(self.path, self._plain(lowering), contexts)
         self.rounds += 1
-        fixed_part.check_present(self.machine, self.map, next((one for one in made if isinstance(one, DryRun)), None))
+        if not self.elsewhere:
+            ran = next((one for one in made if isinstance(one, DryRun)), None)
+            fixed_part.check_present(self.machine, self.map, ran)
         found = []
         filled = [self._filled(parts, first, streams=streams) for streams in self._offload_choices(placement)]
         for size, done in zip(sizes, made, strict=True):
@@ -384,8 +427,6 @@ class Planner:
         )
 
     def _refusal(self, parts: ModelParts) -> PlanError:
-        if not self.suggests:
-            return PlanError("does not fit")
         from ktllama.planner.refusal import refuse
 
         return refuse(self, parts)

@@ -36,12 +36,13 @@ _QUANTIZATIONS: tuple[tuple[str, float], ...] = (
 
 
 def refuse(planner: Planner, parts: ModelParts) -> PlanError:
-    """The refusal of what ``planner`` was asked for, with the changes that would make it fit."""
-    missing = missing_bytes(planner, parts)
+    """The refusal of what ``planner`` was asked for, with the changes that would make it fit if it suggests any."""
+    missing = max(missing_bytes(planner, parts), 0)
     reason = f"{planner.opened.model.name} does not fit: {_budgets(planner)} " + (
-        f"are {format_bytes(missing)} too little" if missing > 0 else "are too little for llama.cpp's buffers"
+        f"are {format_bytes(missing)} too little" if missing else "are too little for llama.cpp's buffers"
     )
-    return PlanError(reason, changes=tuple(_changes(planner, max(missing, 0))))
+    changes = tuple(_changes(planner, missing)) if planner.suggests else ()
+    return PlanError(reason, changes=changes, missing_bytes=missing)
 
 
 def missing_bytes(planner: Planner, parts: ModelParts) -> int:
@@ -118,8 +119,6 @@ def _quantization(planner: Planner, missing: int) -> Iterator[str]:
 
 def _fits(planner: Planner, *, ram: int | None = None, **changes: object) -> bool:
     """Whether a plan is found with some wishes changed, or more RAM; no further refusal is worked out."""
-    from ktllama.planner.planning import Planner
-
     asked = planner.wishes
     smallest = {"ubatch": asked.ubatches[0], "op_offload": asked.op_offload or False, **changes}
     wishes = replace(asked, **smallest)  # type: ignore[arg-type]  # the callers above name fields
@@ -127,7 +126,7 @@ def _fits(planner: Planner, *, ram: int | None = None, **changes: object) -> boo
     if ram is not None:
         machine = replace(machine, cpu=replace(machine.cpu, memory_bytes=ram))
 
-    tried = Planner(planner.opened, machine, wishes, planner.session, planner.path, suggests=False)
+    tried = planner.trial(machine=machine, wishes=wishes)
     parts = cut(planner.opened.placement, wishes.context(wishes.ubatches[0]), planner.opened.resolution.tree)
     if missing_bytes(tried, parts) > 0:
         return False
