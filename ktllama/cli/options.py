@@ -170,14 +170,19 @@ def placement_options(command: _Command) -> _Command:
 
 def context_options(command: _Command) -> _Command:
     """What the llama.cpp context is asked for."""
+    option = click.option(
+        "--ctx", type=click.IntRange(1, 1 << 24), default=4096, show_default=True, help="Context, in tokens."
+    )
+    return option(settings_options(command))
+
+
+def settings_options(command: _Command) -> _Command:
+    """What the llama.cpp context is asked for besides its length."""
     for option in (
         click.option("--threads", type=click.IntRange(1, 512), help="CPU threads.  [default: all]"),
         click.option("--flash-attn", type=click.Choice(("auto", "on", "off")), default="auto", show_default=True),
         click.option("--kv-type", type=click.Choice(CACHE_TYPE_NAMES), default="f16", show_default=True),
         click.option("--ubatch", type=click.IntRange(1, 65536), default=512, show_default=True, help="Tokens a graph."),
-        click.option(
-            "--ctx", type=click.IntRange(1, 1 << 24), default=4096, show_default=True, help="Context, in tokens."
-        ),
     ):
         command = option(command)
     return command

@@ -46,7 +46,7 @@ class LoadLog:
     ``recurrent`` every layer that has a recurrent state, all of which together take ``state_bytes``.
     ``asked`` holds the tensors that llama.cpp looked for, in order and with repeats (some do not exist); ``unused``
     those it found and left on disk. Sizes are by buffer type, in the order printed, repeats added up, in bytes as far
-    as two decimals of a MiB say. ``graph_splits`` is (prefill, decode).
+    as two decimals of a MiB say. ``graph_splits`` and ``graph_nodes`` are (prefill, decode).
     """
 
     devices: tuple[str, ...] = ()
@@ -63,6 +63,7 @@ class LoadLog:
     caches: tuple[CacheSize, ...] = ()
     compute_bytes: Mapping[str, int] = field(default_factory=dict)
     graph_splits: tuple[int, int] | None = None
+    graph_nodes: tuple[int, int] | None = None
     flash_attention: bool | None = None
     load_mode: str | None = None
     warnings: tuple[str, ...] = ()
@@ -104,6 +105,7 @@ class _Reader:
         self.caches: list[CacheSize] = []
         self.compute_bytes: dict[str, int] = {}
         self.graph_splits: tuple[int, int] | None = None
+        self.graph_nodes: tuple[int, int] | None = None
         self.flash_attention: bool | None = None
         self.load_mode: str | None = None
         self.warnings: list[str] = []
@@ -131,6 +133,7 @@ class _Reader:
             caches=tuple(self.caches),
             compute_bytes=self.compute_bytes,
             graph_splits=self.graph_splits,
+            graph_nodes=self.graph_nodes,
             flash_attention=self.flash_attention,
             load_mode=self.load_mode,
             warnings=tuple(self.warnings),
@@ -186,6 +189,8 @@ class _Reader:
     def take_graph(self, found: re.Match[str]) -> None:
         prefill = int(found["prefill"])
         self.graph_splits = (prefill, int(found["decode"] or prefill))
+        nodes = int(found["prefill_nodes"])
+        self.graph_nodes = (nodes, int(found["decode_nodes"] or nodes))
 
     def take_flash_attention(self, found: re.Match[str]) -> None:
         self.flash_attention = found["state"] == "enabled"
@@ -274,7 +279,10 @@ _LINES: tuple[tuple[str, re.Pattern[str], Callable[[_Reader, re.Match[str]], Non
     ),
     (
         ": graph",
-        re.compile(r"sched_reserve: graph.*, splits = (?P<prefill>\d+)(?: / (?P<decode>\d+))?, .*"),
+        re.compile(
+            r"sched_reserve: graph[^:]*: nodes = (?P<prefill_nodes>\d+)(?: / (?P<decode_nodes>\d+))?, "
+            r"splits = (?P<prefill>\d+)(?: / (?P<decode>\d+))?, .*"
+        ),
         _Reader.take_graph,
     ),
     (

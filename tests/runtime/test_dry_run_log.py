@@ -85,6 +85,7 @@ def test_every_kind_of_line_is_read() -> None:
         ),
         compute_bytes={"RPC0[127.0.0.1:43741]": round(97.12 * MIB) + 8 * MIB, "CPU": round(12.89 * MIB)},
         graph_splits=(7, 11),
+        graph_nodes=(937, 937),
         flash_attention=True,
         load_mode="none",
         warnings=("model has unused tensor blk.4.attn_norm.weight (size = 256 bytes) -- ignoring",),
@@ -94,7 +95,17 @@ def test_every_kind_of_line_is_read() -> None:
 
 def test_equal_graphs_are_printed_once() -> None:
     line = "sched_reserve: graph: nodes = 937, splits = 1, input objects = 5, input tensors = 152"
-    assert parse([LogLine(INFO, line)]).graph_splits == (1, 1)
+    found = parse([LogLine(INFO, line)])
+    assert (found.graph_splits, found.graph_nodes) == ((1, 1), (937, 937))
+
+
+def test_graphs_that_differ_have_both_numbers_of_nodes() -> None:
+    line = (
+        "sched_reserve: graph (pp bs=512, tg bs=1): nodes = 1200 / 1184, splits = 7 / 11, input objects = 5 / 5, "
+        "input tensors = 152 / 152"
+    )
+    found = parse([LogLine(INFO, line)])
+    assert (found.graph_splits, found.graph_nodes) == ((7, 11), (1200, 1184))
 
 
 def test_flash_attention_that_was_asked_for_or_refused() -> None:

@@ -1,0 +1,1 @@
+"""Placements of one model compared by measuring them."""
