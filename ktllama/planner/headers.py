@@ -48,10 +48,7 @@ def _budget(one: DeviceMemory) -> str:
 
 
 def _parts(one: DeviceMemory) -> str:
-    listed = [f"{format_bytes(n_bytes)} {kind}" for kind, n_bytes in one.weights.items() if n_bytes]
-    for n_bytes, what in ((one.kv, "KV"), (one.compute, "compute"), (one.streaming, "for streaming")):
-        if n_bytes:
-            listed.append(f"{format_bytes(n_bytes)} {what}")
+    listed = [f"{format_bytes(n_bytes)} {what}" for what, n_bytes in one.parts.items() if n_bytes]
     free = "" if one.free is None else f"; {format_bytes(one.free)} free beside a margin of {format_bytes(one.margin)}"
     return (", ".join(listed) or "nothing") + free
 

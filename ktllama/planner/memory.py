@@ -26,16 +26,18 @@ _GPU_ROW_VALUES = 512  # MATRIX_ROW_PADDING
 _KINDS: Mapping[str, str] = {
     "embedding": "embedding",
     "attention": "attention",
-    "router": "attention",
-    "attention-norm": "attention",
-    "ffn-norm": "attention",
+    "router": "norms and router",
+    "attention-norm": "norms and router",
+    "ffn-norm": "norms and router",
     "shared-experts": "shared experts",
-    "routed-experts": "experts",
+    "routed-experts": "routed experts",
     "dense-ffn": "dense FFN",
-    "norm": "output",
+    "norm": "norms and router",
     "output": "output",
 }
-KINDS = ("experts", "shared experts", "attention", "dense FFN", "embedding", "output", "other")
+KINDS = (
+    "routed experts", "shared experts", "attention", "dense FFN", "norms and router", "embedding", "output", "other",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,12 @@ class DeviceMemory:
     kv: int
     compute: int
     streaming: int = 0
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What is there in bytes, by name and in order: the kinds of weights, and what llama.cpp needs beside them."""
+        weights = {kind: self.weights.get(kind, 0) for kind in KINDS}
+        return {**weights, "KV cache": self.kv, "compute buffer": self.compute, "streaming": self.streaming}
 
     @property
     def used(self) -> int:

@@ -81,7 +81,14 @@ def test_a_plan_for_r1_on_one_card_streams_its_experts_in_large_ubatches() -> No
     card, host = made.memory
     # the largest streamed tensor, a down matrix in Q6_K: 2048 x 7168 x 256 weights
     assert card.streaming == 2048 * 7168 * 256 // 256 * 210
-    assert set(card.weights) == {"attention", "dense FFN", "shared experts", "experts", "output"}
+    assert set(card.weights) == {
+        "attention",
+        "dense FFN",
+        "shared experts",
+        "routed experts",
+        "norms and router",
+        "output",
+    }
     assert host.kv == 0
     assert 5 < made.prediction.decode_tokens_per_second < 10
 
@@ -216,7 +223,7 @@ def test_the_planned_memory_is_what_a_real_load_reports(tmp_path: Path) -> None:
     )
     assert_within_budgets(made)
     card, host = made.memory
-    assert card.weights["experts"] > 0 < host.weights["experts"]
+    assert card.weights["routed experts"] > 0 < host.weights["routed experts"]
     with load(path, made.translation.settings, made.context, stand_ins=True) as loaded:
         weights, log = loaded.model_bytes(), loaded.log()
         kv = {loaded.buffer_holder(name): n_bytes for name, n_bytes in log.kv_bytes.items()}
