@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,13 @@ def test_a_plan_is_shown_written_and_translates(tmp_path: Path) -> None:
         "Memory", "Settings", "Predicted", "Notes", "Next",
     ]  # fmt: skip
     assert lines[lines.index("Memory") + 1].split() == ["cuda:0", "cpu"]
-    rows = {line.rpartition("  ")[0].split("  ")[0]: line for line in lines[2 : lines.index("Settings") - 1]}
-    assert list(rows)[1:] == [
+    cells = [re.split(" {2,}", line) for line in lines[lines.index("Memory") + 2 : lines.index("Settings") - 1]]
+    assert [row[0] for row in cells] == [
         "routed experts", "shared experts", "attention", "dense FFN", "norms and router", "embedding", "output",
         "KV cache", "compute buffer", "used", "margin", "free", "budget",
     ]  # fmt: skip
-    assert rows["margin"].split() == ["margin", "512", "MiB", "512", "MiB"]
-    assert rows["budget"].split() == ["budget", "8", "GiB", "32", "GiB"]
+    assert cells[-3] == ["margin", "512 MiB", "512 MiB"]
+    assert cells[-1] == ["budget", "8 GiB", "32 GiB"]
     assert lines[-1] == f"ktllama run {rules} --model DeepSeek-V2-Lite-Chat-Q4_K_M.gguf --ctx 4096 --prompt Hello"
     assert rules.read_text().startswith("# Placement rules for DeepSeek V2 Lite Chat Q4_K_M, planned by ktllama.\n")
     again = ktllama("translate", str(rules), "--preset", "deepseek-v2-lite", "--format", "json")
