@@ -82,9 +82,14 @@ class Terminal:
 def terminal(options: dict[str, object], *words: str) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
+
+    def log_in() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background inherits it ignored
+        os.login_tty(theirs)
+
     process = subprocess.Popen(
         command(options, *words), cwd=ROOT, env={**os.environ, "TERM": "xterm-256color"},
-        preexec_fn=lambda: os.login_tty(theirs), close_fds=False,
+        preexec_fn=log_in, close_fds=False,
     )  # fmt: skip
     os.close(theirs)
     try:
