@@ -40,7 +40,11 @@ class Engine:
         model = executor.model
         self.executor = executor
         self.cache = PrefixCache(
-            executor, n_cells=model.n_ctx, n_sequences=executor.n_sequences, can_share=model.can_share_prefix
+            executor,
+            n_cells=model.n_ctx,
+            n_sequences=executor.n_sequences,
+            can_share=model.can_share_prefix,
+            parking_bytes=executor.parking_bytes,
         )
         # a ubatch with all of them decoding has room for a prompt's row
         n_parallel = min(model.n_parallel, executor.n_sequences, max(1, model.n_ubatch - 1))
@@ -140,8 +144,9 @@ class Engine:
             cells_total=cache.n_cells,
             cells_running=cache.n_held,
             cells_cached=cache.n_used - cache.n_held,
-            sequences_cached=len(cache.cached),
-            evictions=cache.evictions,
+            sequences_cached=len(cache.cached) + len(cache.lot),
+            parked_bytes=cache.lot.n_bytes,
+            evictions=cache.evictions + cache.lot.evictions,
             preemptions=scheduler.preemptions,
             steps=self._steps,
             prompt_tokens=self._prompt_tokens,
@@ -151,6 +156,10 @@ class Engine:
             step_seconds=self._step_seconds,
             scheduling_seconds=self._scheduling_seconds,
         )
+
+    def tidy(self) -> bool:
+        """Park one sequence that nobody runs; False if there is none. For between steps: no request waits for it."""
+        return self.cache.park()
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 

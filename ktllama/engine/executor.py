@@ -58,6 +58,13 @@ class OutOfCellsError(Exception):
     """The context has no room for a batch, and memory is as it was before `run`."""
 
 
+class SavedCells(Protocol):
+    """What the cells of a sequence held, outside the context; only its executor can read it."""
+
+    n_tokens: int
+    n_bytes: int
+
+
 class CellTable(Protocol):
     """The memory of a context, as far as the prefix cache moves it: who holds which positions."""
 
@@ -70,6 +77,15 @@ class CellTable(Protocol):
     def used_cells(self) -> int:
         """Cells that at least one sequence holds."""
 
+    def save(self, sequence: int) -> SavedCells:
+        """A copy of what the cells of `sequence` hold."""
+
+    def restore(self, sequence: int, saved: SavedCells, n_tokens: int) -> bool:
+        """Let `sequence`, which is empty, hold the first `n_tokens` positions of what was saved, in cells of its own.
+
+        Meanwhile it takes as many cells as were saved. False, and nothing has changed, where there is no room.
+        """
+
 
 class Executor(CellTable, Protocol):
     """One context with `model.n_ctx` cells shared by sequences 0 … n_sequences - 1.
@@ -79,6 +95,7 @@ class Executor(CellTable, Protocol):
 
     model: ModelInfo
     n_sequences: int
+    parking_bytes: int  # main memory for saved cells; 0: sequences that nobody runs stay in the context
     end_tokens: frozenset[int]  # end of generation, control tokens that end an answer
 
     # vocabulary

@@ -302,6 +302,7 @@ class Stats(Message, frozen=True, kw_only=True):
     sequences_cached: int = 0
     evictions: int = 0
     preemptions: int = 0
+    parked_bytes: int = 0  # of cached sequences that are in main memory instead of the context
 
 
 Request = Load | Generate | Cancel | Embed | Tokenize | Detokenize | Drain | Report

@@ -8,7 +8,8 @@ logits); they are different cells. So the tree is also the books: its nodes' len
 
 A *running* sequence belongs to a generation. When that ends, the sequence stays as *cached*, if it holds cells that
 nobody else does; least recently used ones are evicted when cells or sequences run out. Running sequences are found
-by a lookup as well as cached ones.
+by a lookup as well as cached ones. Where cells are better left empty (see `parking`), cached sequences are parked one
+by one, and come back as cells of the sequence that begins with their tokens.
 
 `tokens` lists are shared with the generations, which only append to them; position equals index, so a node refers to
 its sequence's list and nothing is copied when a sequence grows or a node is cut in two.
@@ -19,8 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ktllama.engine.executor import CellTable
-
-_COMPARED_AT_ONCE = 256
+from ktllama.engine.parking import Parked, ParkingLot, common_length
 
 
 class Node:
@@ -52,10 +52,13 @@ class Match:
 
 
 class PrefixCache:
-    """The sequences of a context and their cells. The only one to call `copy` and `remove`."""
+    """The sequences of a context and their cells. The only one to move cells."""
 
-    def __init__(self, cells: CellTable, *, n_cells: int, n_sequences: int, can_share: bool) -> None:
+    def __init__(
+        self, cells: CellTable, *, n_cells: int, n_sequences: int, can_share: bool, parking_bytes: int = 0
+    ) -> None:
         self._cells = cells
+        self.lot = ParkingLot(parking_bytes if can_share else 0)
         self.can_share = can_share
         self.n_cells = n_cells
         self.n_used = 0
@@ -181,6 +184,32 @@ class PrefixCache:
         self._let_go(sequence)
         self._release(sequence)
 
+    # ── parked prompts ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def park(self) -> bool:
+        """Move the least recently used cached sequence out of the context; False if there is none, or nowhere to."""
+        victim = next(iter(self.cached), None)
+        if victim is None or not self.lot.max_bytes:
+            return False
+        end = self.ends[victim]
+        tokens = end.tokens[: end.end]
+        if self.lot.wants(tokens):
+            self.lot.park(Parked(tokens, self._cells.save(victim)))
+        self._let_go(victim)
+        self._release(victim)
+        return True
+
+    def restore(self, sequence: int, parked: Parked, n_tokens: int) -> bool:
+        """Let an empty running sequence hold the first tokens of a parked prompt; False if there is no room for it."""
+        while self.n_free < parked.cells.n_tokens:
+            if not self.evict():
+                return False
+        if not self._cells.restore(sequence, parked.cells, n_tokens):
+            return False
+        self.lot.use(parked)
+        self.extend(sequence, n_tokens)
+        return True
+
     # ── cached sequences ─────────────────────────────────────────────────────────────────────────────────────────
 
     def evict(self) -> bool:
@@ -293,15 +322,3 @@ class PrefixCache:
         child.parent = parent
         siblings = parent.children
         siblings[siblings.index(node)] = child
-
-
-def common_length(left: list[int], right: list[int], start: int, end: int) -> int:
-    """Up to where two lists agree, from `start`; both are at least `end` long."""
-    while start < end:
-        stop = min(start + _COMPARED_AT_ONCE, end)
-        if left[start:stop] != right[start:stop]:
-            while left[start] == right[start]:
-                start += 1
-            return start
-        start = stop
-    return end

@@ -144,6 +144,7 @@ class StepLoop:
                 if engine.is_busy:
                     engine.step()
                 self._send()
+                engine.tidy()
                 if engine.draining and not engine.is_busy:
                     return
         finally:
@@ -151,9 +152,12 @@ class StepLoop:
 
     def _waiting(self) -> Iterator[Work]:
         """What has come in; sleeps for it if there is nothing else to do."""
-        if self._inbox.empty() and not self._engine.is_busy:
-            integrity.check(self._engine)
-            yield self._inbox.get()
+        if not self._engine.is_busy:
+            while self._inbox.empty() and self._engine.tidy():
+                pass
+            if self._inbox.empty():
+                integrity.check(self._engine)
+                yield self._inbox.get()
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()

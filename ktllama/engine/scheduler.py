@@ -28,9 +28,11 @@ from collections.abc import Iterable
 
 from ktllama.engine.generation import NO_SEQUENCE, Generation
 from ktllama.engine.lifecycle import Phase, Turn
-from ktllama.engine.prefix_cache import Match, PrefixCache, common_length
+from ktllama.engine.parking import Parked, common_length
+from ktllama.engine.prefix_cache import Match, PrefixCache
 
-#: Tokens in common from which following another's prompt pays. Below it are the turns' markers that all prompts share.
+#: Tokens in common from which following another's prompt, or bringing a parked one back, pays. Below it are the turns'
+#: markers that all prompts share.
 MIN_FOLLOWED_TOKENS = 32
 #: Waiting requests that are looked at when the first does not fit, and how often one may be passed.
 LOOKAHEAD = 4
@@ -198,14 +200,19 @@ class Scheduler:
 
     def _enter(self, generation: Generation) -> bool:
         """Give a queued or preempted generation what it needs to run, if it fits."""
+        nothing = Match(self.cache.root, 0, 0)
         match = self._lookup(generation)
         leader, n_follow = self._leader(generation, match.n_tokens)
         n_shared = max(match.n_tokens, n_follow)
-        needed = match.n_unheld + len(generation.tokens) - n_shared + self._growth(generation)
-        if not self._fits(needed):
+        most = len(generation.tokens) + self._growth(generation)
+        parked, n_parked = self._parked(generation, n_shared)
+        if parked is not None and self._fits(most):
+            match, leader, n_follow = nothing, None, 0
+        elif self._fits(most + match.n_unheld - n_shared):
+            parked = None
+        else:
             return False
         if generation.phase is Phase.QUEUED:
-            nothing = Match(self.cache.root, 0, 0)
             generation.turn(Turn.ADMIT)
             generation.sequence = self.cache.open(generation.tokens, match if leader is None else nothing)
             self._insert(generation)
@@ -214,8 +221,10 @@ class Scheduler:
             if leader is None:
                 self.cache.share(generation.sequence, match)
         generation.leader, generation.n_follow = leader, n_follow
-        if leader is None:
-            self._took(generation, match)
+        if parked is not None and self.cache.restore(generation.sequence, parked, n_parked):
+            self._took(generation, n_parked)
+        elif leader is None:
+            self._took(generation, match.n_tokens)
         return True
 
     def _insert(self, generation: Generation) -> None:
@@ -244,10 +253,18 @@ class Scheduler:
         limit = len(generation.tokens) - 1 if generation.may_share else 0
         return self.cache.lookup(generation.tokens, limit)
 
-    def _took(self, generation: Generation, match: Match) -> None:
-        generation.n_computed = match.n_tokens
+    def _parked(self, generation: Generation, n_have: int) -> tuple[Parked | None, int]:
+        """A parked prompt that has enough more of its tokens than is in cells to be brought back, and how many."""
+        if not generation.may_share:
+            return None, 0
+        parked, n_tokens = self.cache.lot.find(generation.tokens, len(generation.tokens) - 1)
+        return (None, 0) if n_tokens - n_have < MIN_FOLLOWED_TOKENS else (parked, n_tokens)
+
+    @staticmethod
+    def _took(generation: Generation, n_tokens: int) -> None:
+        generation.n_computed = n_tokens
         if generation.n_cached is None:
-            generation.n_cached = min(match.n_tokens, generation.n_prompt)
+            generation.n_cached = min(n_tokens, generation.n_prompt)
 
     def _leader(self, generation: Generation, n_have: int) -> tuple[Generation | None, int]:
         """Who is computing more of this one's prefix than is there already, and how much of it."""
@@ -288,5 +305,5 @@ class Scheduler:
         if generation.leader is not None:
             return True
         self.cache.share(generation.sequence, match)
-        self._took(generation, match)
+        self._took(generation, match.n_tokens)
         return False

@@ -41,6 +41,11 @@ class Cells:
         self._held[sequence].append(cell)
         self._holders[cell] = 1
 
+    def extend(self, sequence: int, n_positions: int) -> None:
+        """The sequence's next positions take free cells; there must be as many."""
+        for _ in range(n_positions):
+            self.append(sequence)
+
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """``target``, which must be empty, shares the first cells of ``source``."""
         assert not self._held[target], "the target sequence of a copy is not empty"

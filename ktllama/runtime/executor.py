@@ -13,17 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ktllama.engine.executor import OutOfCellsError, Row, Sampled
+from ktllama.engine.executor import OutOfCellsError, Row, Sampled, SavedCells
 from ktllama.engine.messages import ModelInfo, Sampling, Segment
 from ktllama.errors import LlamaCppError
 from ktllama.runtime import library as llama_library
+from ktllama.runtime import saved_cells
 from ktllama.runtime.batch import Batch, output_rows
 from ktllama.runtime.cells import Cells
+from ktllama.runtime.device_binding import CPU
 from ktllama.runtime.embedder import Embedder
 from ktllama.runtime.executor_options import parse_options
 from ktllama.runtime.grammar import Constraint, gbnf_of
 from ktllama.runtime.logprobs import token_logprob
 from ktllama.runtime.sampler_chain import SamplerChain, SamplerFactory
+from ktllama.runtime.saved_cells import SavedSequence
 from ktllama.runtime.served_model import Opened, open_model
 from ktllama.runtime.shortlist import Logits
 
@@ -56,6 +59,7 @@ class LlamaExecutor:
         self.n_sequences = n_sequences
         self.vocabulary = opened.vocabulary
         self.end_tokens = opened.vocabulary.end_tokens
+        self.parking_bytes = parking_bytes(loaded.kv_bytes())
         self._loaded = loaded
         self._api = loaded.library.api
         self._memory = self._api.llama_get_memory(loaded.context)
@@ -150,6 +154,20 @@ class LlamaExecutor:
         """Cells that at least one sequence holds."""
         return self._cells.n_used
 
+    def save(self, sequence: int) -> SavedCells:
+        """A copy in main memory of what the cells of ``sequence`` hold."""
+        return saved_cells.save(self._api, self._loaded.context, sequence, self._cells.length(sequence))
+
+    def restore(self, sequence: int, saved: SavedCells, n_tokens: int) -> bool:
+        """Let ``sequence``, which is empty, hold the first ``n_tokens`` positions; False where there is no room."""
+        assert isinstance(saved, SavedSequence)
+        if not saved.restore(self._api, self._loaded.context, sequence):
+            return False
+        self._cells.extend(sequence, saved.n_tokens)
+        if n_tokens < saved.n_tokens:
+            self.remove(sequence, n_tokens)
+        return True
+
     def length(self, sequence: int) -> int:
         """Positions that llama.cpp itself has of ``sequence``; what the books say is checked against it in tests."""
         return int(self._api.llama_memory_seq_pos_max(self._memory, sequence)) + 1
@@ -214,3 +232,12 @@ class LlamaExecutor:
         n_top = self._logprobs[sequence]
         logprob = None if n_top is None else token_logprob(self._factory.scratch, logits, token, n_top, piece)
         return Sampled(token, piece(token), logprob)
+
+
+def parking_bytes(kv_bytes: Mapping[str, int]) -> int:
+    """As much main memory as the KV cache has, where all of it is on the CPU; elsewhere nothing is parked.
+
+    The CPU's attention kernels (``ggml/src/ggml-cpu/ops.cpp``) look at the mask of every cell up to the last used one,
+    by every head; a GPU's skip what is masked, and moving cells would take its bus.
+    """
+    return sum(kv_bytes.values()) if set(kv_bytes) == {CPU} else 0

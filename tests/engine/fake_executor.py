@@ -19,7 +19,7 @@ from typing import Literal
 
 import msgspec
 
-from ktllama.engine.executor import GrammarError, LoadError, OutOfCellsError, Row, Sampled, SamplingError
+from ktllama.engine.executor import GrammarError, LoadError, OutOfCellsError, Row, Sampled, SamplingError, SavedCells
 from ktllama.engine.messages import ModelInfo, Sampling, Segment, TokenLogprob
 
 CONTROL = (
@@ -60,6 +60,7 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     n_ubatch: int = 64
     n_parallel: int = 8
     n_sequences: int = 16
+    parking_bytes: int = 0  # a token takes one
     name: str = "fake"
     chat_template: str = TEMPLATE
     metadata: dict[str, str] = {}
@@ -90,6 +91,14 @@ class _Cell:
         self.owners = 1
 
 
+class SavedFakes:
+    """Tokens and states of a sequence's cells; a token takes a byte."""
+
+    def __init__(self, cells: list[tuple[int, int]]) -> None:
+        self.cells = cells
+        self.n_tokens = self.n_bytes = len(cells)
+
+
 class _Chain:
     """What a sequence's sampler knows."""
 
@@ -108,6 +117,7 @@ class FakeExecutor:
     def __init__(self, options: FakeOptions) -> None:
         self.options = options
         self.n_sequences = options.n_sequences
+        self.parking_bytes = options.parking_bytes
         self.end_tokens = frozenset({EOS})
         self.model = ModelInfo(
             name=options.name,
@@ -135,7 +145,7 @@ class FakeExecutor:
         self.chains: dict[int, _Chain] = {}
         self.batches: list[list[tuple[int, int]]] = []  # (sequence, rows) of every run, for tests of schedules
         self.record_batches = False
-        self.fail_next: Literal["no room", "in the middle"] | None = None  # what the next run does, once
+        self.fail_next: Literal["no room", "in the middle", "no restore"] | None = None  # what the next one does, once
         self._used = 0
 
     # vocabulary
@@ -237,6 +247,22 @@ class FakeExecutor:
     def used_cells(self) -> int:
         """Cells with an owner."""
         return self._used
+
+    def save(self, sequence: int) -> SavedFakes:
+        """What the cells remember."""
+        return SavedFakes([(cell.token, cell.state) for cell in self.held[sequence]])
+
+    def restore(self, sequence: int, saved: SavedCells, n_tokens: int) -> bool:
+        """New cells that remember it."""
+        assert isinstance(saved, SavedFakes)
+        assert not self.held[sequence], "the target of a restore holds cells"
+        assert 0 < n_tokens <= saved.n_tokens
+        if self.fail_next == "no restore" or self._used + saved.n_tokens > self.options.n_ctx:
+            self.fail_next = None
+            return False
+        self.held[sequence] = [_Cell(token, state) for token, state in saved.cells[:n_tokens]]
+        self._used += n_tokens
+        return True
 
     def tokens_of(self, sequence: int) -> list[int]:
         """The tokens that a sequence holds, for checks."""

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ktllama.engine.executor import Row
-from ktllama.engine.prefix_cache import Match, PrefixCache, common_length
+from ktllama.engine.parking import common_length
+from ktllama.engine.prefix_cache import Match, PrefixCache
 from tests.engine.fake_executor import FakeExecutor, FakeOptions
 
 

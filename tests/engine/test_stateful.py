@@ -54,14 +54,24 @@ class EngineMachine(RuleBasedStateMachine):
         n_parallel=st.integers(1, 4),
         n_more_sequences=st.integers(0, 3),
         can_share=st.sampled_from([True, True, True, False]),
+        parking_bytes=st.sampled_from([0, 60, 1000]),
     )
-    def start(self, n_ctx: int, n_ubatch: int, n_parallel: int, n_more_sequences: int, can_share: bool) -> None:
+    def start(
+        self,
+        n_ctx: int,
+        n_ubatch: int,
+        n_parallel: int,
+        n_more_sequences: int,
+        can_share: bool,
+        parking_bytes: int,
+    ) -> None:
         options = FakeOptions(
             n_ctx=n_ctx,
             n_ubatch=n_ubatch,
             n_parallel=n_parallel,
             n_sequences=n_parallel + n_more_sequences,
             can_share_prefix=can_share,
+            parking_bytes=parking_bytes,
             end_chance=24,
         )
         self.driver = Driver(options, queue_limit=12)
@@ -128,6 +138,12 @@ class EngineMachine(RuleBasedStateMachine):
                 self.driver.step()
                 self.good_steps += 1
 
+    @rule(n_parked=st.integers(1, 4))
+    def tidy(self, n_parked: int) -> None:
+        """What the process does between steps."""
+        for _ in range(n_parked):
+            self.driver.engine.tidy()
+
     @rule(request_id=requests)
     def cancel(self, request_id: str) -> None:
         self.driver.engine.cancel(request_id)
@@ -143,7 +159,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.driver.check()
 
     @precondition(lambda self: self.good_steps > 0)
-    @rule(how=st.sampled_from(["no room", "in the middle"]))
+    @rule(how=st.sampled_from(["no room", "in the middle", "no restore"]))
     def fail(self, how: str) -> None:
         if self.driver.engine.is_busy:
             self.driver.fake.fail_next = how  # type: ignore[assignment]
