@@ -1,21 +1,24 @@
 """A load client of one process: streams chat completions over plain sockets and notes when tokens came.
 
 HTTP is spoken by hand, so that little of the cores goes to the client, and so that a connection that a server drops is
-seen and counted instead of being tried again behind one's back.
+seen and counted instead of being tried again behind one's back. No request is waited for longer than its time limit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_REQUEST_SECONDS = 120.0
+
 
 class DroppedError(Exception):
-    """The server closed the connection before the answer's end."""
+    """The server closed the connection before the answer's end, or the answer took too long."""
 
 
 class RefusedError(Exception):
@@ -24,29 +27,43 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One streamed answer; times are seconds since the request was sent. ``tokens`` as the server counts them."""
+    """One streamed answer. ``text_times`` says when each piece of text came, in seconds since ``started_at``.
+
+    ``tokens`` are as the server counts them; pieces may hold several.
+    """
 
     started_at: float
-    first_token: float
-    end: float
+    text_times: tuple[float, ...]
     tokens: int
 
     @property
+    def first_token(self) -> float:
+        """Seconds to the first text."""
+        return self.text_times[0]
+
+    @property
     def first_token_at(self) -> float:
-        """When the first token came, on the clock of ``started_at``."""
-        return self.started_at + self.first_token
+        """When the first text came, on the clock of ``started_at``."""
+        return self.started_at + self.text_times[0]
 
     @property
     def end_at(self) -> float:
-        """When the answer ended."""
-        return self.started_at + self.end
+        """When the last text came."""
+        return self.started_at + self.text_times[-1]
+
+    def tokens_between(self, start: float, end: float) -> float:
+        """The tokens that came after ``start``, up to ``end``; a piece counts as its share of the answer's tokens."""
+        low = bisect.bisect_right(self.text_times, start - self.started_at)
+        high = bisect.bisect_right(self.text_times, end - self.started_at)
+        return (high - low) * self.tokens / len(self.text_times)
 
 
 class Connection:
     """One keep-alive connection, reconnected only by :meth:`open`."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, request_seconds: float = _REQUEST_SECONDS) -> None:
         self._port = port
+        self._request_seconds = request_seconds
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -68,7 +85,8 @@ class Connection:
             DroppedError, RefusedError: where there is no whole answer; the connection is closed then.
         """
         try:
-            return await self._stream(json.dumps({**body, "stream": True}).encode())
+            async with asyncio.timeout(self._request_seconds):
+                return await self._stream(json.dumps({**body, "stream": True}).encode())
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError) as error:
             await self.close()
             raise DroppedError(str(error) or type(error).__name__) from error
@@ -114,14 +132,12 @@ class Connection:
 
 
 class _Events:
-    """Server-sent events: when the first text came, how many tokens there were."""
+    """Server-sent events: when texts came, how many tokens there were."""
 
     def __init__(self, started: float) -> None:
         self._started = started
         self._rest = b""
-        self._first = 0.0
-        self._last = 0.0
-        self._texts = 0
+        self._times: list[float] = []
         self._counted = 0
         self.done = False
 
@@ -132,18 +148,13 @@ class _Events:
                 self._event(event[6:])
 
     def answer(self) -> Answer:
-        return Answer(
-            started_at=self._started,
-            first_token=self._first,
-            end=self._last,
-            tokens=self._counted or self._texts,
-        )
+        return Answer(started_at=self._started, text_times=tuple(self._times), tokens=self._counted or len(self._times))
 
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.done = True
-            if not self._texts:  # tokens without text, such as tags: the end is all that can be seen
-                self._first = self._last = time.perf_counter() - self._started
+            if not self._times:  # tokens without text, such as tags: the end is all that can be seen
+                self._times.append(time.perf_counter() - self._started)
             return
         chunk = json.loads(data)
         if "error" in chunk:
@@ -152,34 +163,46 @@ class _Events:
             self._counted = chunk["usage"]["completion_tokens"]
         delta = chunk["choices"][0].get("delta", {}) if chunk.get("choices") else {}
         if delta.get("content") or delta.get("reasoning_content"):
-            self._last = time.perf_counter() - self._started
-            self._first = self._first or self._last
-            self._texts += 1
+            self._times.append(time.perf_counter() - self._started)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What came of a number of requests."""
+    """What came of a number of requests that began together."""
 
     answers: tuple[Answer, ...]
     failures: tuple[str, ...]
 
     @property
-    def decode_tokens_per_second(self) -> float:
-        """All clients' tokens after their first ones, from the first token anywhere to the last."""
+    def decode_tokens_per_second(self) -> float | None:
+        """Tokens a second while everybody is decoding: from the last first token to the first end.
+
+        None where there is no such time, or too short a one: less than a quarter of an answer.
+        """
         if not self.answers:
-            return 0.0
-        seconds = max(each.end_at for each in self.answers) - min(each.first_token_at for each in self.answers)
-        return sum(each.tokens - 1 for each in self.answers) / seconds if seconds else 0.0
+            return None
+        start = max(each.first_token_at for each in self.answers)
+        end = min(each.end_at for each in self.answers)
+        tokens = sum(each.tokens_between(start, end) for each in self.answers)
+        enough = sum(each.tokens for each in self.answers) / 4
+        return tokens / (end - start) if end > start and tokens >= enough else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """All tokens of all answers over all the time from the first request to the last text."""
+        if not self.answers:
+            return None
+        start = min(each.started_at for each in self.answers)
+        return sum(each.tokens for each in self.answers) / (max(each.end_at for each in self.answers) - start)
 
 
-async def at_once(port: int, bodies: Sequence[Mapping[str, Any]], *, turns: int = 1) -> Load:
+async def at_once(port: int, bodies: Sequence[Mapping[str, Any]], *, turns: int = 1, request_seconds: float) -> Load:
     """Every body from a client of its own, all at once; ``turns`` requests one after another on its connection."""
     failures: list[str] = []
     answers: list[Answer] = []
 
     async def client(body: Mapping[str, Any]) -> None:
-        connection = Connection(port)
+        connection = Connection(port, request_seconds)
         for _ in range(turns):
             try:
                 answers.append(await connection.stream(body))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
@@ -31,6 +30,7 @@ class Setup:
     parallel: int
     threads: int
     llama_server: str
+    peer_python: str | None = None  # an interpreter that has the peers written in Python; None: this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +41,12 @@ class Running:
     port: int
     pid: int
 
-    def resident_bytes(self) -> dict[int, int]:
-        """Resident memory by process: the server's and its descendants'."""
-        return {pid: _resident_bytes(pid) for pid in _family(self.pid)}
+    def memory(self) -> dict[str, int]:
+        """Resident bytes by process: ``engine`` is the one that holds the model, ``api`` the one before it."""
+        sizes = {pid: _resident_bytes(pid) for pid in _family(self.pid)}
+        engine = max(sizes, key=lambda pid: sizes[pid])
+        names = {pid: "engine" if pid == engine else "api" if pid == self.pid else "others" for pid in sizes}
+        return {name: sum(sizes[pid] for pid in sizes if names[pid] == name) for name in sorted(set(names.values()))}
 
 
 def _ktllama(setup: Setup, port: int) -> list[str]:
@@ -63,7 +66,7 @@ def _llama_server(setup: Setup, port: int) -> list[str]:
 
 def _llama_cpp_server(setup: Setup, port: int) -> list[str]:
     return [
-        *(sys.executable, "-m", "llama_cpp.server", "--model", str(setup.model), "--host", "127.0.0.1"),
+        *(_python(setup), "-m", "llama_cpp.server", "--model", str(setup.model), "--host", "127.0.0.1"),
         *("--port", str(port), "--n_ctx", str(setup.ctx), "--n_threads", str(setup.threads)),
         *("--n_threads_batch", str(setup.threads)),
     ]
@@ -71,7 +74,7 @@ def _llama_cpp_server(setup: Setup, port: int) -> list[str]:
 
 def _xllamacpp(setup: Setup, port: int) -> list[str]:
     return [
-        sys.executable,
+        _python(setup),
         "-c",
         _XLLAMACPP,
         str(setup.model),
@@ -100,15 +103,18 @@ SERVERS: Mapping[str, Callable[[Setup, int], list[str]]] = {
 }
 
 
+def _python(setup: Setup) -> str:
+    return setup.peer_python or sys.executable
+
+
 def missing(name: str, setup: Setup) -> str | None:
     """Why a server cannot be started here, or None."""
     if name == "llama-server" and not Path(setup.llama_server).is_file():
         return f"{setup.llama_server} does not exist; python -m bench.serve.llama_cpp_build builds it"
-    module = {"llama_cpp.server": "uvicorn", "xllamacpp": "xllamacpp"}.get(name)
-    if module and importlib.util.find_spec(module) is None:
-        return f"{module} is not installed"
-    if name == "llama_cpp.server" and importlib.util.find_spec("starlette_context") is None:
-        return "pip install 'llama-cpp-python[server]' is missing"
+    module = {"llama_cpp.server": "llama_cpp.server.app", "xllamacpp": "xllamacpp"}.get(name)
+    if module:
+        tried = subprocess.run([_python(setup), "-c", f"import {module}"], capture_output=True, check=False)
+        return f"{module} cannot be imported by {_python(setup)}" if tried.returncode else None
     return None
 
 
