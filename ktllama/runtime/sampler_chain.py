@@ -28,6 +28,8 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 _MIN_KEEP = 1
 _MIROSTAT_M = 100  # common/sampling.cpp
 _GREEDY_TRIES = 64
+#: Up to so many tokens llama.cpp's samplers take less time than finding a short list (bench.serve.sampling).
+_SMALL_VOCABULARY = 2048
 _KEPT_PROTOTYPES = 8
 _CLOCK_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp takes another one
 
@@ -274,6 +276,8 @@ class SamplerChain:
         sampling, scratch = self._sampling, self._scratch
         if sampling.mirostat:
             return None, False
+        if scratch.n_vocab <= _SMALL_VOCABULARY:
+            return None, True
         if sampling.top_k > 0:  # what follows counts the survivors' probabilities only
             return shortlist.top_k(scratch, logits, sampling.top_k, highest), True
         if sampling.typical_p < 1:

@@ -44,7 +44,7 @@ _CASES = [
     _Case(name="plain", sampling=Sampling()),
     _Case(name="hot", sampling=Sampling(temperature=2.0)),
     _Case(name="xtc", sampling=Sampling(top_p=0.98, xtc_probability=0.5, xtc_threshold=0.05)),
-    _Case(name="bias", sampling=Sampling(top_p=0.9, logit_bias={3: 5.0, 17: -math.inf, 2999: 0.25})),
+    _Case(name="bias", sampling=Sampling(top_p=0.9, logit_bias={3: 5.0, 17: -math.inf, 999: 0.25})),
     _Case(
         name="penalties",
         sampling=Sampling(temperature=0.7, top_p=0.9, repeat_penalty=1.3, frequency_penalty=0.2, presence_penalty=0.1),
@@ -125,14 +125,15 @@ def _logits(random: np.random.Generator, index: int, n_vocab: int) -> Logits:
     return logits
 
 
+@pytest.mark.parametrize("n_vocab", [_N_VOCAB, 1000])
 @pytest.mark.parametrize("case", _CASES, ids=lambda case: case.name)
-def test_the_short_way_chooses_what_the_plain_chain_chooses(case: _Case) -> None:
+def test_the_short_way_chooses_what_the_plain_chain_chooses(case: _Case, n_vocab: int) -> None:
     sampling = Sampling(**{**{f: getattr(case.sampling, f) for f in Sampling.__struct_fields__}, "seed": 11})
-    factory = _factory(_N_VOCAB)
-    chain, plain = SamplerChain(factory, sampling, ()), _PlainChain(sampling, _N_VOCAB)
+    factory = _factory(n_vocab)
+    chain, plain = SamplerChain(factory, sampling, ()), _PlainChain(sampling, n_vocab)
     random = np.random.default_rng(5)
     try:
-        rows = [_logits(random, index, _N_VOCAB) for index in range(_N_ROWS)]
+        rows = [_logits(random, index, n_vocab) for index in range(_N_ROWS)]
         expected = [plain.choose(row) for row in rows]
         assert [chain.choose(row.copy()) for row in rows] == expected
     finally:
