@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import click
 
@@ -118,14 +117,6 @@ def _write_page(path: str, plan: Translation, after: Translation | None, *, forc
     from ktllama.pages import page
 
     inputs = [plan.ruleset.file, *plan.model.paths, *([after.ruleset.file] if after else [])]
-    if any(_same_file(path, used) for used in inputs):
-        raise page.PageError(path, "is one of the files to explain; give another name")
+    page.check(path, overwrite=force, inputs=inputs)
     page.write(path, picture.render(plan, after), overwrite=force)
     click.echo(f"wrote {path}", err=True)
-
-
-def _same_file(path: str, other: str) -> bool:
-    try:
-        return Path(path).samefile(other)
-    except OSError:  # one of them does not exist
-        return False

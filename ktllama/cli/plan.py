@@ -7,18 +7,19 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
 from ktllama.cli import options as shared
+from ktllama.pages import page as pages
 from ktllama.planner import budgets
 from ktllama.planner.wishes import ContextWishes
 
 if TYPE_CHECKING:
     from ktllama.planner.machine import Machine
     from ktllama.planner.plan import Plan
+    from ktllama.planner.survey import Survey
     from ktllama.translation import Options
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -78,7 +79,9 @@ def _context_options(command: _Command) -> _Command:
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="text", show_default=True, help="Output.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option("-o", "--output", metavar="RULES.yaml", type=click.Path(), help="Write the rule file here.")
-@click.option("--force", is_flag=True, help="Overwrite the file of --output.")
+@click.option("--html", "page", metavar="FILE", type=click.Path(),
+              help="Write a page that draws the plan, and what other cards and contexts would give.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite the files of --output and --html.")
 def command(
     model: str | None,
     preset: str | None,
@@ -88,6 +91,7 @@ def command(
     target: str | None,
     form: str,
     output: str | None,
+    page: str | None,
     *,
     as_json: bool,
     force: bool,
@@ -97,7 +101,8 @@ def command(
 
     Without --rules everything is decided. Each proposal goes through llama.cpp's own dry run, and is corrected until
     every device fits with the margin; where nothing does, the smallest change that would is said. No GPU and no weights
-    are needed: a sparse or header-only file, or --preset, is enough. Speeds are predictions.
+    are needed: a sparse or header-only file, or --preset, is enough. Speeds are predictions. --html makes about twenty
+    plans more and takes as much longer.
     """
     form = "json" if as_json else form
     chosen = _options(target or ("llama-server" if form in ("argv", "ini") else "python"), words["device_map"])
@@ -108,27 +113,23 @@ def command(
         raise click.UsageError(f"--format {form} is for --target llama-server.")
     if (model, preset, config, rules) == (None, None, None, None):
         raise click.UsageError("Which model? Give --model FILE.gguf, --preset NAME or --config CONFIG.")
-    if output is not None and os.path.lexists(output) and not force:
-        raise click.UsageError(f"{output} exists; --force overwrites it.")
-    for_machine = _machine(words, chosen)
-    wishes = _wishes(words)
-    from ktllama.planner import sessions
-
-    session = sessions.start(for_machine.machine, for_machine.options.device_map)  # before what takes long to import
-    from ktllama.planner.planning import plan
-
-    made = plan(
-        rules,
-        model,
-        machine=for_machine.machine,
-        wishes=wishes,
-        preset=preset,
-        config=config,
-        options=for_machine.options,
-        session=session,
-    )
+    _check_files(output, page, (model, rules), force=force)
+    task = _Task(for_machine=_machine(words, chosen), wishes=_wishes(words), rules=rules, model=model, preset=preset,
+                 config=config)  # fmt: skip
+    if page is None:
+        made = _plan(task)
+    else:
+        survey = _survey(task)
+        made = survey.plan
     if output is not None:
-        _write(made.rules, output)
+        pages.write(output, made.rules, overwrite=force)
+        click.echo(f"wrote {output}", err=True)
+    if page is not None:
+        from ktllama.cli.translate import model_path
+        from ktllama.planner.page import render
+
+        pages.write(page, render(survey, model_path(made.translation, model), output), overwrite=force)
+        click.echo(f"wrote {page}", err=True)
     _show(made, form, model, output)
     return 0
 
@@ -137,6 +138,73 @@ def command(
 class _ForMachine:
     machine: Machine
     options: Options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Task:
+    """What is to be planned."""
+
+    for_machine: _ForMachine
+    wishes: ContextWishes
+    rules: str | None
+    model: str | None
+    preset: str | None
+    config: str | None
+
+
+def _check_files(output: str | None, page: str | None, inputs: tuple[str | None, ...], *, force: bool) -> None:
+    """Refuse what cannot be written now, not after the work."""
+    given = [name for name in (output, page) if name is not None]
+    if force and not given:
+        raise click.UsageError("--force is for --output and --html.")
+    if len(given) == 2 and os.path.realpath(given[0]) == os.path.realpath(given[1]):
+        raise click.UsageError("--output and --html name the same file.")
+    for name in given:
+        pages.check(name, overwrite=force, inputs=[used for used in inputs if used is not None])
+
+
+def _plan(task: _Task) -> Plan:
+    from ktllama.planner import sessions
+
+    machine, options = task.for_machine.machine, task.for_machine.options
+    session = sessions.start(machine, options.device_map)  # before what takes long to import
+    from ktllama.planner.planning import plan
+
+    return plan(
+        task.rules,
+        task.model,
+        machine=machine,
+        wishes=task.wishes,
+        preset=task.preset,
+        config=task.config,
+        options=options,
+        session=session,
+    )
+
+
+def _survey(task: _Task) -> Survey:
+    """The plan, and those for other cards and contexts."""
+    from ktllama.cli.progress import progress_bars
+    from ktllama.planner import sessions
+    from ktllama.planner.planning import planner
+    from ktllama.planner.survey import survey, with_another
+
+    machine, options = task.for_machine.machine, task.for_machine.options
+    with (
+        progress_bars() as progress,
+        sessions.start(with_another(machine), options.device_map) as session,
+        planner(
+            task.rules,
+            task.model,
+            session,
+            machine=machine,
+            wishes=task.wishes,
+            preset=task.preset,
+            config=task.config,
+            options=options,
+        ) as ready,
+    ):
+        return survey(ready, progress)
 
 
 def _options(target: str, device_map: tuple[str, ...]) -> Options:
@@ -194,14 +262,6 @@ def _ubatch(text: str) -> int | None:
     if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= _MAX_UBATCH and len(text) < 9):
         raise click.UsageError(f"--ubatch {text!r}: expected a number of tokens from 1 to {_MAX_UBATCH}, or auto.")
     return int(text)
-
-
-def _write(text: str, output: str) -> None:
-    try:
-        Path(output).write_text(text, encoding="utf-8")
-    except OSError as fault:
-        raise click.UsageError(f"{output} cannot be written: {fault.strerror}.") from fault
-    click.echo(f"wrote {output}", err=True)
 
 
 def _show(made: Plan, form: str, model: str | None, output: str | None) -> None:

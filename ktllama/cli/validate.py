@@ -133,13 +133,13 @@ def _check_usage(
         raise click.UsageError("--rules and --devices exclude each other.")
     if prompt is not None and text_file is not None:
         raise click.UsageError("--prompt and --text exclude each other.")
-    files = [name for name in outputs if name not in (None, "-")]
+    files = [name for name in outputs if name is not None and name != "-"]
     if force and not files:
         raise click.UsageError("--force is for --json FILE and --html FILE.")
     if len(set(files)) < len(files):
         raise click.UsageError("--json and --html name the same file.")
-    if not force and (there := next((name for name in files if name is not None and Path(name).exists()), None)):
-        raise pages.PageError(there, "already exists; --force overwrites it")  # now, not after minutes of work
+    for name in files:
+        pages.check(name, overwrite=force)  # now, not after minutes of work
 
 
 def _local(model: str) -> str:

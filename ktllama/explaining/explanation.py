@@ -87,7 +87,7 @@ class TensorShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheShare:
-    """A layer's KV cache in f16. ``llama_device`` differs from ``device``'s name where the target cannot express it."""
+    """A layer's KV cache. ``llama_device`` differs from ``device``'s name where the target cannot express it."""
 
     layer: int
     device: str
@@ -164,10 +164,11 @@ def _near(glob: str, names: list[str]) -> tuple[str, ...]:
 
 
 class Explainer:
-    """Explains the parts of one translation."""
+    """Explains the parts of one translation, whose KV cache has these types."""
 
-    def __init__(self, translation: Translation) -> None:
+    def __init__(self, translation: Translation, type_k: str = "f16", type_v: str = "f16") -> None:
         self.translation = translation
+        self.cache_types = type_k, type_v
         self.resolution = translation.resolution
         self.tree = translation.resolution.tree
         self.placement = translation.placement
@@ -313,7 +314,7 @@ class Explainer:
             layer=layer,
             device=self.placement.kv[layer],
             llama_device=self.translation.options.device_map.llama_name(self.translation.lowering.base.layers[layer]),
-            bytes_per_token=kv_bytes_per_token(self.translation.model, layer),
+            bytes_per_token=kv_bytes_per_token(self.translation.model, layer, *self.cache_types),
         )
 
     def cache_rule(self, layer: int) -> int | None:

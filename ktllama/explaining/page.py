@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import defaultdict
+from dataclasses import dataclass
 
 from ktllama import devices
 from ktllama.explaining.explanation import Explainer
@@ -43,11 +44,25 @@ def render(translation: Translation, after: Translation | None = None) -> str:
     return page.fill(page.source(_PACKAGE, "page.html"), parts)
 
 
-def document(translation: Translation, after: Translation | None = None) -> dict[str, object]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """How many tokens the picture begins with, and in which types their KV cache is."""
+
+    n_tokens: int = _DEFAULT_CONTEXT
+    type_k: str = "f16"
+    type_v: str = "f16"
+
+
+def document(
+    translation: Translation, after: Translation | None = None, *, cache: Cache | None = None
+) -> dict[str, object]:
     """What the page draws."""
+    cache = cache or Cache()
     if after is not None and set(translation.placement.tensors) != set(after.placement.tensors):
         raise DifferentModelsError(translation.model.name, after.model.name)
-    plans = [_plan(translation, after)] if after is None else [_plan(translation, after), _plan(after, translation)]
+    plans = [_plan(translation, after, cache)]
+    if after is not None:
+        plans.append(_plan(after, translation, cache))
     model, tree = translation.model, translation.resolution.tree
     longest = min(max(model.integer("context_length"), _DEFAULT_CONTEXT), _LONGEST_CONTEXT)
     return {
@@ -60,7 +75,7 @@ def document(translation: Translation, after: Translation | None = None) -> dict
             "n_bytes": model.n_bytes,
             "assumed": translation.assumed,
         },
-        "context": {"shortest": _SHORTEST_CONTEXT, "longest": longest, "shown": _DEFAULT_CONTEXT},
+        "context": {"shortest": _SHORTEST_CONTEXT, "longest": longest, "shown": cache.n_tokens},
         "rows": [{"key": row.key, "label": row.label} for row in ROWS],
         "columns": [_INPUT, *(str(layer) for layer in range(model.n_layers)), _OUTPUT],
         "devices": sorted({device for plan in plans for device in _devices_of(plan)}, key=devices.order),
@@ -74,8 +89,8 @@ def _devices_of(plan: dict[str, object]) -> list[str]:
     return [device["name"] for device in listed]
 
 
-def _plan(translation: Translation, other: Translation | None) -> dict[str, object]:
-    explainer = Explainer(translation)
+def _plan(translation: Translation, other: Translation | None, cache: Cache) -> dict[str, object]:
+    explainer = Explainer(translation, cache.type_k, cache.type_v)
     return {
         "rules_file": shown(translation.ruleset.file),
         "rules": _rules(translation),

@@ -50,3 +50,21 @@ function showTip(content, x, y) {
 }
 function hideTip() { tip.style.visibility = "hidden"; }
 addEventListener("scroll", hideTip, { passive: true });
+
+// --- What says its numbers in an attribute: a title, then lines of a name and a value apart by a tab
+
+function attributeTip(words) {
+  const [title, ...lines] = words.split("\n");
+  return [
+    el("div", { class: "head" }, el("span", {}, title)),
+    el("ul", {}, ...lines.map((line) => el("li", { class: "line" }, ...line.split("\t").map((part) => el("span", {}, part))))),
+  ];
+}
+for (const node of document.querySelectorAll("[data-tip]")) {
+  const content = () => attributeTip(node.dataset.tip);
+  node.addEventListener("pointermove", (event) => showTip(content(), event.clientX, event.clientY));
+  node.addEventListener("pointerleave", hideTip);
+  node.addEventListener("focus", () => { const box = node.getBoundingClientRect(); showTip(content(), box.right, box.bottom); });
+  node.addEventListener("blur", hideTip);
+}
+addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });

@@ -32,7 +32,7 @@ function draw() {
   const plan = plans[state.plan], parts = partsOf(plan);
   const narrow = byId("plot").clientWidth < 560;
   const used = rows.filter((row) => parts.some((part) => part.row === row.key));
-  const left = narrow ? 86 : 112, aside = 8;
+  const left = narrow ? 97 : 112, aside = 8;
   const column = Math.max(narrow ? 4 : 7, (byId("plot").clientWidth - 8 - left - 2 * aside) / columns.length);
   const gap = column > 9 ? 2 : 1;
   const x = (name) => {

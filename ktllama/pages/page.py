@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,6 +32,33 @@ def write(path: str, text: str, *, overwrite: bool = False) -> None:
         raise PageError(path, "already exists; --force overwrites it") from None
     except OSError as error:
         raise PageError(path, f"cannot be written: {error.strerror}") from error
+
+
+def check(path: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> None:
+    """Refuse a path that :func:`write` would refuse, before the work is done; and one of the files that are read.
+
+    Raises:
+        PageError: saying why.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise PageError(path, "already exists; --force overwrites it")
+    if any(is_same_file(path, used) for used in inputs):
+        raise PageError(path, "is one of the files to read; give another name")
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise PageError(path, "cannot be written: there is no such folder")
+    if Path(path).is_dir():
+        raise PageError(path, "cannot be written: it is a folder")
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise PageError(path, "cannot be written: permission denied")
+
+
+def is_same_file(path: str, other: str) -> bool:
+    """Whether both are one file that exists."""
+    try:
+        return Path(path).samefile(other)
+    except OSError:  # one of them does not exist
+        return False
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:

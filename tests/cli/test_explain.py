@@ -158,7 +158,7 @@ def test_a_page_is_written_once_and_again_only_by_force(given: Path) -> None:
 def test_a_page_never_overwrites_what_it_explains(given: Path, name: str) -> None:
     before = (given / name).read_bytes()
     ran = ktllama("explain", "rules.yaml", "--model", "tiny.gguf", *_DIFF, "--html", name, "--force")
-    assert (ran.status, ran.err) == (2, f"ktllama: {name}: is one of the files to explain; give another name\n")
+    assert (ran.status, ran.err) == (2, f"ktllama: {name}: is one of the files to read; give another name\n")
     assert (given / name).read_bytes() == before
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -38,7 +39,26 @@ def test_a_plan_is_shown_written_and_translates(tmp_path: Path) -> None:
     assert again.status == planned.status == 0
     assert json.loads(again.out)["settings"] == json.loads(planned.out)["settings"]
     refused = ktllama(*LITE, "--vram", "8G", "-o", str(rules))
-    assert (refused.status, refused.err.splitlines()[-1]) == (2, f"Error: {rules} exists; --force overwrites it.")
+    assert (refused.status, refused.err) == (2, f"ktllama: {rules}: already exists; --force overwrites it\n")
+
+
+def test_a_page_is_written_beside_the_text(tmp_path: Path) -> None:
+    page, rules = tmp_path / "plan.html", tmp_path / "rules.yaml"
+    words = (*LITE, "--vram", "8G", "--html", str(page))
+    with mock.patch("ktllama.planner.survey.CARD_BYTES", (16 << 30,)):
+        ran = ktllama(*words, "-o", str(rules))
+    assert (ran.status, ran.err) == (0, f"wrote {rules}\nwrote {page}\n")
+    assert ran.out.startswith("DeepSeek V2 Lite Chat Q4_K_M  deepseek2, 27 layers, ")
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "A card of 16 GiB in place of cuda:0: " in text
+    assert f"ktllama run {rules} --model DeepSeek-V2-Lite-Chat-Q4_K_M.gguf --ctx 4096 --prompt Hello" in text
+    again = ktllama(*words)
+    assert (again.status, again.err) == (2, f"ktllama: {page}: already exists; --force overwrites it\n")
+    both = ktllama(*words, "--force", "-o", str(page))
+    assert both.err.splitlines()[-1] == "Error: --output and --html name the same file."
+    alone = ktllama(*LITE, "--vram", "8G", "--force")
+    assert (alone.status, alone.err.splitlines()[-1]) == (2, "Error: --force is for --output and --html.")
 
 
 def test_the_document_adds_up() -> None:

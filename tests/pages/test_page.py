@@ -32,3 +32,21 @@ def test_a_page_that_cannot_be_written_says_why(tmp_path: Path) -> None:
     with pytest.raises(page.PageError) as caught:
         page.write(str(tmp_path / "none" / "plan.html"), "one")
     assert caught.value.reason == "cannot be written: No such file or directory"
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    there = tmp_path / "there.html"
+    there.write_text("x")
+    (tmp_path / "link.html").symlink_to("nowhere")
+    page.check(str(tmp_path / "new.html"), overwrite=False)
+    page.check(str(there), overwrite=True, inputs=[str(tmp_path / "other")])
+    for path, overwrite, reason in (
+        (there, False, "already exists; --force overwrites it"),
+        (tmp_path / "link.html", False, "already exists; --force overwrites it"),
+        (there, True, "is one of the files to read; give another name"),
+        (tmp_path / "none" / "new.html", False, "cannot be written: there is no such folder"),
+        (tmp_path, True, "cannot be written: it is a folder"),
+    ):
+        with pytest.raises(page.PageError) as caught:
+            page.check(str(path), overwrite=overwrite, inputs=[str(there)] if overwrite else [])
+        assert caught.value.reason == reason
