@@ -17,6 +17,7 @@ from ktllama.model.sources import is_remote
 from ktllama.translation import Options, Translation, translate
 
 if TYPE_CHECKING:
+    from ktllama.engine.heartbeat import Heartbeat
     from ktllama.engine.launch import Launch
     from ktllama.server.settings import ServeSettings
 
@@ -106,7 +107,24 @@ def launch_of(made: Plan, settings: ServeSettings) -> Launch:
     """The engine process that runs a plan."""
     from ktllama.engine.launch import Launch
 
-    return Launch(executor=EXECUTOR, options=executor_options(made, settings), queue_limit=settings.queue_limit)
+    return Launch(
+        executor=EXECUTOR,
+        options=executor_options(made, settings),
+        queue_limit=settings.queue_limit,
+        heartbeat=heartbeat_of(settings),
+    )
+
+
+def heartbeat_of(settings: ServeSettings) -> Heartbeat:
+    """How patient to be with the engine."""
+    from ktllama.engine.heartbeat import Heartbeat
+
+    return Heartbeat(
+        beat_seconds=min(1.0, settings.silence_timeout, settings.step_timeout),
+        silent_seconds=settings.silence_timeout,
+        step_seconds=settings.step_timeout,
+        hung_seconds=settings.hang_timeout or None,
+    )
 
 
 def executor_options(made: Plan, settings: ServeSettings) -> dict[str, object]:

@@ -64,6 +64,12 @@ def _server_options(command: _Command) -> _Command:
                          help="How long a connection may idle.  [default: 75]"),
             click.option("--drain-timeout", type=float, metavar="SECONDS",
                          help="How long running requests may take after a signal.  [default: no limit]"),
+            click.option("--silence-timeout", type=float, metavar="SECONDS",
+                         help="Without a word from the engine, until it counts as unresponsive.  [default: 20]"),
+            click.option("--step-timeout", type=float, metavar="SECONDS",
+                         help="Of one step of the engine, until it counts as unresponsive.  [default: 300]"),
+            click.option("--hang-timeout", type=float, metavar="SECONDS",
+                         help="Until an unresponsive engine is ended and started anew; 0: never.  [default: 900]"),
             click.option("--log-level", type=click.Choice(("debug", "info", "warning", "error")),
                          help="[default: info]"),
             click.option("--log-format", type=click.Choice(("text", "json")), help="[default: text]"),
@@ -152,6 +158,12 @@ class Terminal:
         click.echo("\n".join(f"    {line}" for line in curl(self._url, keyed=self._keyed)))
         click.echo(f"\nThe API is described at {self._url}/docs; Ctrl-C ends the server.")
         sys.stdout.flush()
+        if model.n_ctx > model.n_ctx_train > 0:
+            click.echo(
+                f"note: the model was trained for {model.n_ctx_train} tokens of context; requests share the "
+                f"{model.n_ctx}, and one that goes beyond what was trained gets worse answers",
+                err=True,
+            )
 
     def failed(self, reason: str) -> None:
         """Why there will be no server."""

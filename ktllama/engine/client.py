@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 
 from ktllama.engine.answer_stream import Answer, AnswerStream
 from ktllama.engine.errors import EngineFailedError, EngineRequestError
+from ktllama.engine.heartbeat import Pulse
 from ktllama.engine.launch import Launch
 from ktllama.engine.messages import (
     Accepted,
@@ -34,6 +35,8 @@ from ktllama.engine.messages import (
     LoadFailed,
     Loading,
     ModelInfo,
+    Ping,
+    Pong,
     Ready,
     Report,
     Request,
@@ -45,7 +48,7 @@ from ktllama.engine.messages import (
 from ktllama.engine.supervisor import EngineProcess
 from ktllama.engine.wire import FrameError
 
-State = Literal["starting", "loading", "ready", "restarting", "draining", "failed", "stopped"]
+State = Literal["starting", "loading", "ready", "unresponsive", "restarting", "draining", "failed", "stopped"]
 _log = logging.getLogger("ktllama.engine")
 
 _AnyEvent = TypeVar("_AnyEvent", Tokenized, Detokenized, Embedded, Stats)
@@ -57,10 +60,17 @@ LOAD_ATTEMPTS = 5
 class EngineClient:
     """Starts an engine process, keeps one running, and asks it. All methods belong to one event loop.
 
-    `on_state` is called with each new state, from that loop.
+    `on_state` is called with each new state, `on_abandoned` with the end of each request that was given up before it;
+    both from that loop.
     """
 
-    def __init__(self, launch: Launch, *, on_state: Callable[[State], None] | None = None) -> None:
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        on_state: Callable[[State], None] | None = None,
+        on_abandoned: Callable[[Finished], None] | None = None,
+    ) -> None:
         self.state: State = "stopped"
         self.load_fraction = 0.0
         self.model: ModelInfo | None = None
@@ -69,6 +79,10 @@ class EngineClient:
         self.last_stats: Stats | None = None
         self._launch = launch
         self._on_state = on_state
+        self._on_abandoned = on_abandoned
+        self._pulse = Pulse(launch.heartbeat)
+        self._state_when_well: State = "stopped"
+        self._ended_because: str | None = None  # where we ended the process ourselves
         self._process: EngineProcess | None = None
         self._supervision: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -84,6 +98,11 @@ class EngineClient:
     def pid(self) -> int | None:
         """The engine process's, None between two of them."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong with an unresponsive engine, in one clause."""
+        return self._pulse.complaint if self.state == "unresponsive" else None
 
     @property
     def log(self) -> tuple[str, ...]:
@@ -112,7 +131,7 @@ class EngineClient:
         self._draining = True
         if self._supervision is None or self._supervision.done():
             return
-        running = self.state == "ready"
+        running = (self._state_when_well if self.state == "unresponsive" else self.state) == "ready"
         self._enter("draining")
         if running:
             self._send(Drain())
@@ -167,7 +186,7 @@ class EngineClient:
 
     async def _live(self) -> _Life:
         """Run one engine process to its end."""
-        self._ready_at = self._load_failure = None
+        self._ready_at = self._load_failure = self._ended_because = None
         self.load_fraction = 0.0
         try:
             process = await EngineProcess.spawn(self._launch, self._on_events)
@@ -175,16 +194,36 @@ class EngineClient:
             return _Life(f"the engine process cannot be started: {error}", None, None)
         self._process = process
         assert process.ended is not None
+        beating = asyncio.create_task(self._watch_pulse(process), name="ktllama-engine-pulse")
         try:
             launch = self._launch
             process.send([Load(executor=launch.executor, options=dict(launch.options), queue_limit=launch.queue_limit)])
             status = await asyncio.shield(process.ended)
         finally:
+            beating.cancel()
             self._process = None
             process.kill()
             await process.ended
         ready_seconds = None if self._ready_at is None else time.monotonic() - self._ready_at
-        return _Life(process.reason(status), self._load_failure, ready_seconds)
+        return _Life(self._ended_because or process.reason(status), self._load_failure, ready_seconds)
+
+    async def _watch_pulse(self, process: EngineProcess) -> None:
+        """Ask the process again and again whether it is well; end it when it has not been for too long."""
+        heartbeat = self._launch.heartbeat
+        self._pulse = Pulse(heartbeat)
+        while True:
+            self._send(Ping())
+            await asyncio.sleep(heartbeat.beat_seconds)
+            finding = self._pulse.beat()
+            if finding == "hung":
+                self._ended_because = f"the engine hung and was ended: {self._pulse.complaint}"
+                process.kill()
+                return
+            if finding == "unresponsive" and self.state in ("starting", "loading", "ready"):
+                self._state_when_well = self.state
+                self._enter("unresponsive")
+            elif finding == "well" and self.state == "unresponsive":
+                self._enter(self._state_when_well)
 
     def _give_up(self, reason: str) -> None:
         self.failure = reason
@@ -288,6 +327,10 @@ class EngineClient:
             fields = {"retry_after": self._retry_after()}
             message = f"the engine is being restarted: {self.failure}"
             return Failed(request_id=request_id, code="engine_died", message=message, fields=fields)
+        if self.state == "unresponsive":
+            message = f"the engine does not answer: {self._pulse.complaint}"
+            fields = {"retry_after": 5}
+            return Failed(request_id=request_id, code="engine_unresponsive", message=message, fields=fields)
         if self.state == "failed":
             return Failed(request_id=request_id, code="engine_died", message=f"the engine has failed: {self.failure}")
         return Failed(request_id=request_id, code="draining", message="the server is shutting down")
@@ -305,6 +348,7 @@ class EngineClient:
             self._process.send([request])
 
     def _on_events(self, events: list[Event]) -> None:
+        self._pulse.heard()
         for event in events:
             if isinstance(event, Emitted | Accepted | Finished | Failed | Tokenized | Detokenized | Embedded):
                 self._deliver(event)
@@ -312,6 +356,8 @@ class EngineClient:
                 self.last_stats = event
                 if event.request_id is not None:
                     self._deliver(event)
+            elif isinstance(event, Pong):
+                self._pulse.heard(event.step_seconds)
             elif isinstance(event, Loading):
                 self.load_fraction = event.fraction
                 if self.state == "starting":
@@ -329,6 +375,8 @@ class EngineClient:
         assert event.request_id is not None
         if isinstance(event, Finished | Failed):
             stream = self._streams.pop(event.request_id, None)
+            if stream is None and isinstance(event, Finished) and self._on_abandoned is not None:
+                self._on_abandoned(event)
         else:
             stream = self._streams.get(event.request_id)
         if stream is not None:

@@ -188,7 +188,7 @@ class Engine:
             try:
                 self._open(newcomer)
             except Exception as error:  # one request's sampler must not end the others
-                _log.exception("request %s cannot begin", newcomer.request.request_id)
+                _log.exception("request %s cannot begin: %s", newcomer.request.request_id, error)
                 self._fail(newcomer, "engine_error", f"the request cannot begin: {error}")
         return self.scheduler.schedule()
 
@@ -210,7 +210,7 @@ class Engine:
             return None
         except Exception as error:
             self._failed_steps += 1
-            _log.exception("a step of %d rows failed", len(rows))
+            _log.exception("a step of %d rows failed: %s", len(rows), error)
             for generation in plan:
                 self._fail(generation, "engine_error", f"the step failed: {error}")
             if self._failed_steps >= MAX_FAILED_STEPS:
@@ -251,7 +251,7 @@ class Engine:
                 try:
                     self._hear(generation, next(answers))
                 except Exception as error:  # one request's text or sampler must not end the others
-                    _log.exception("request %s failed", generation.request.request_id)
+                    _log.exception("request %s failed: %s", generation.request.request_id, error)
                     self._fail(generation, "engine_error", f"the request failed: {error}")
 
     def _hear(self, generation: Generation, sampled: Sampled) -> None:
@@ -320,7 +320,7 @@ class Engine:
         try:
             embedding.vectors += map(tuple, self.executor.embed(prompts))
         except Exception as error:
-            _log.exception("embeddings failed")
+            _log.exception("embeddings failed: %s", error)
             self.embeddings.popleft()
             self._fail_id(embedding.request.request_id, "engine_error", f"the embeddings failed: {error}")
             return

@@ -94,8 +94,8 @@ class Intake:
         try:
             self._executor.check(request.sampling, request.grammar, request.json_schema)
         except GrammarError as error:
-            code = "invalid_grammar" if request.grammar else "invalid_json_schema"
-            raise Refusal(_failed(request.request_id, code, str(error))) from error
+            field = "grammar" if request.grammar else "json_schema"
+            raise Refusal(_failed(request.request_id, f"invalid_{field}", str(error), field=field)) from error
         except SamplingError as error:
             raise Refusal(_failed(request.request_id, "invalid_sampling", str(error), field=error.field)) from error
         except ValueError as error:
@@ -165,6 +165,7 @@ class Intake:
             tool_opener_ids={token: text for text, token in opener_ids.items() if token is not None},
             reasoning_budget=thinking.budget if thinks else None,
             closing_tokens=closing,
+            one_call=request.one_call,
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ktllama.engine.heartbeat import Heartbeat
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
@@ -36,3 +38,4 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     queue_limit: int = 256
     backoff: Backoff = Backoff()
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)

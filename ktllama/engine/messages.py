@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from ktllama.r1.tool_formats import ToolFormatName
+
 Kind = Literal["reasoning", "content"]
 
 
@@ -135,6 +137,7 @@ class Generate(Message, frozen=True, kw_only=True):
     `stop` strings do not fire inside thinking. `logprobs` is the number of alternatives (0: the chosen token only).
     `add_bos` puts the token of the beginning before the segments. `deterministic` computes it in batches of its own.
     `raw` gives all text as content, the tags included; `legacy` gives that, and the thinking as reasoning beside it.
+    `one_call` ends the answer with its first tool call of that format.
     Choices of one request (n > 1) are Generates of their own with one prompt: the engine computes it once.
     """
 
@@ -155,6 +158,7 @@ class Generate(Message, frozen=True, kw_only=True):
     legacy: bool = False
     cache_prompt: bool = True
     keep_partial_thinking_as_content: bool = False
+    one_call: ToolFormatName | None = None
 
 
 class Cancel(Message, frozen=True, kw_only=True):
@@ -195,6 +199,10 @@ class Report(Message, frozen=True, kw_only=True):
     """Ask for a Stats event now."""
 
     request_id: str
+
+
+class Ping(Message, frozen=True, kw_only=True):
+    """Ask whether the process is alive; its reader answers, whatever its main thread does."""
 
 
 # ── from the engine ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -305,16 +313,33 @@ class Stats(Message, frozen=True, kw_only=True):
     parked_bytes: int = 0  # of cached sequences that are in main memory instead of the context
 
 
-Request = Load | Generate | Cancel | Embed | Tokenize | Detokenize | Drain | Report
+class Pong(Message, frozen=True, kw_only=True):
+    """Answer to Ping. `step_seconds` is how long the step that runs now has taken so far, 0 between steps."""
+
+    step_seconds: float
+
+
+Request = Load | Generate | Cancel | Embed | Tokenize | Detokenize | Drain | Report | Ping
 Event = (
-    Loading | Ready | LoadFailed | Accepted | Emitted | Finished | Failed | Tokenized | Detokenized | Embedded | Stats
+    Loading
+    | Ready
+    | LoadFailed
+    | Accepted
+    | Emitted
+    | Finished
+    | Failed
+    | Tokenized
+    | Detokenized
+    | Embedded
+    | Stats
+    | Pong
 )
 
 # Every `Failed.code`, with the HTTP status that says it best.
 FAILURES = {
     "context_length_exceeded": 400,  # fields: prompt_tokens, max_tokens, n_ctx
-    "invalid_grammar": 400,
-    "invalid_json_schema": 400,
+    "invalid_grammar": 400,  # fields: field
+    "invalid_json_schema": 400,  # fields: field
     "invalid_token": 400,
     "invalid_sampling": 400,  # fields: field
     "not_supported": 400,  # fields: field
@@ -323,5 +348,6 @@ FAILURES = {
     "draining": 503,
     "loading": 503,  # fields: retry_after, fraction
     "engine_died": 503,  # fields: retry_after
+    "engine_unresponsive": 503,  # fields: retry_after
     "engine_error": 500,
 }

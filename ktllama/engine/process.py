@@ -41,6 +41,8 @@ from ktllama.engine.messages import (
     Load,
     LoadFailed,
     Loading,
+    Ping,
+    Pong,
     Ready,
     Report,
     Request,
@@ -73,13 +75,27 @@ class Outbox:
                 self._connection.sendall(wire.frame(events))
 
 
+class Stepping:
+    """When the step that runs now began: written by the main thread, read by the reader."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken so far; 0 between steps."""
+        since = self.since
+        return 0.0 if since is None else time.monotonic() - since
+
+
 class Reader:
     """The thread that reads requests. Before there is an `intake`, all are told that the model is being loaded."""
 
-    def __init__(self, frames: Iterator[list[Request]], inbox: Inbox, outbox: Outbox) -> None:
+    def __init__(self, frames: Iterator[list[Request]], inbox: Inbox, outbox: Outbox, stepping: Stepping) -> None:
         self._frames = frames
         self._inbox = inbox
         self._outbox = outbox
+        self._stepping = stepping
         self.intake: Intake | None = None
 
     def start(self) -> None:
@@ -102,6 +118,9 @@ class Reader:
         if isinstance(request, Cancel | Drain | Report):
             self._inbox.put(request)
             return
+        if isinstance(request, Ping):
+            self._outbox.send([Pong(step_seconds=self._stepping.seconds)])
+            return
         assert not isinstance(request, Load), "an engine process loads once"
         if self.intake is None:
             self._outbox.send([_failed(request, "loading", "the model is being loaded")])
@@ -111,7 +130,7 @@ class Reader:
         except OSError:
             raise
         except Exception as error:  # one request that cannot be read must not end the others
-            _log.exception("request %s cannot be read", request.request_id)
+            _log.exception("request %s cannot be read: %s", request.request_id, error)
             self._outbox.send([_failed(request, "engine_error", f"the request cannot be read: {error}")])
 
     def _read_request(self, intake: Intake, request: Generate | Embed | Tokenize | Detokenize) -> None:
@@ -128,10 +147,11 @@ class Reader:
 class StepLoop:
     """The main thread's work: requests in, steps, events out."""
 
-    def __init__(self, engine: Engine, inbox: Inbox, outbox: Outbox) -> None:
+    def __init__(self, engine: Engine, inbox: Inbox, outbox: Outbox, stepping: Stepping) -> None:
         self._engine = engine
         self._inbox = inbox
         self._outbox = outbox
+        self._stepping = stepping
         self._stats_at = 0.0
 
     def run(self) -> None:
@@ -142,7 +162,9 @@ class StepLoop:
                 for work in self._waiting():
                     self._take(work)
                 if engine.is_busy:
+                    self._stepping.since = time.monotonic()
                     engine.step()
+                    self._stepping.since = None
                 self._send()
                 engine.tidy()
                 if engine.draining and not engine.is_busy:
@@ -250,7 +272,18 @@ def _settle(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)  # it was gone before the kernel was told
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LevelledLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class LevelledLines(logging.Formatter):
+    """Every line with its level in front, those of a traceback too: whoever reads them goes by lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`LEVEL logger: line`, as many times as there are lines."""
+        lines = super().format(record).splitlines() or [""]
+        return "\n".join(f"{record.levelname} {record.name}: {line}" for line in lines)
 
 
 def main(arguments: list[str]) -> int:
@@ -265,7 +298,8 @@ def main(arguments: list[str]) -> int:
     if len(first) != 1 or not isinstance(first[0], Load):
         return 1  # the parent died, or is none of ours
     signal.signal(signal.SIGTERM, lambda *_: inbox.put(Drain()))
-    reader = Reader(frames, inbox, outbox)
+    stepping = Stepping()
+    reader = Reader(frames, inbox, outbox, stepping)
     reader.start()
     outbox.send([Loading(fraction=0.0)])
     executor = _load(first[0], outbox)
@@ -277,7 +311,7 @@ def main(arguments: list[str]) -> int:
     gc.freeze()  # what loading made stays; later collections need not look at it
     outbox.send([Ready(model=executor.model)])
     try:
-        StepLoop(engine, inbox, outbox).run()
+        StepLoop(engine, inbox, outbox, stepping).run()
     except (EngineBrokenError, integrity.IntegrityError) as error:
         _log.error("error: %s", error)
         return 1

@@ -8,6 +8,8 @@ from typing import Literal
 from ktllama.r1.delta import Delta, Kind, merged
 from ktllama.r1.stop_strings import StopStrings
 from ktllama.r1.thinking import NO_IDS, THINK_TAGS, Piece, ThinkingTokenParser, Unclosed
+from ktllama.r1.tool_calls import CallClosed, ToolCallParser
+from ktllama.r1.tool_formats import ToolFormatName
 
 ReasoningFormat = Literal["deepseek", "none", "deepseek-legacy"]
 Thinking = Literal["open", "possible", "closed"]
@@ -21,7 +23,8 @@ class Transcript:
     ``tool_openers`` (or ``tool_opener_ids``, id to text, where the vocabulary has them) close the thinking.
     ``end_ids`` end the answer and never show. ``stop`` strings fire in the content only, and never show.
     ``reasoning_budget`` counts tokens of thinking; None is no limit. ``closing_tokens`` are what is forced when it
-    is spent: an optional message and the closing tag.
+    is spent: an optional message and the closing tag; they count as tags, so the thinking is never over its budget but
+    by a tag that it only seemed to begin. With ``one_call`` the answer ends with its first tool call of that format.
 
     ``reasoning_format``: ``deepseek`` parts thinking from content; ``none`` gives the raw text as content, tags and
     ``prompt_side`` included; ``deepseek-legacy`` gives the thinking as reasoning and the raw text as content.
@@ -43,6 +46,7 @@ class Transcript:
         tool_opener_ids: Mapping[int, str] = NO_IDS,
         reasoning_budget: int | None = None,
         closing_tokens: tuple[int, ...] = (),
+        one_call: ToolFormatName | None = None,
     ) -> None:
         assert reasoning_budget is None or closing_tokens, "a budget needs tokens that close the thinking"
         self._parser = ThinkingTokenParser(
@@ -62,12 +66,15 @@ class Transcript:
         self._end_ids = end_ids
         self._budget = reasoning_budget
         self._closing_tokens = closing_tokens
+        self._calls = None if one_call is None else ToolCallParser(one_call)
         self._unsettled_tokens = 0  # of what may become a tag
+        self._forced_tokens = 0  # that are still to be fed
         #: Why the sequence ended by itself; None while it runs.
-        self.stopped: Literal["eos", "stop"] | None = None
+        self.stopped: Literal["eos", "stop", "call"] | None = None
         self.reasoning_tokens = 0
         self.content_tokens = 0
-        #: Tokens of tags, and the end token. The three counts add up to the tokens fed once `finish` was called.
+        #: Tokens of tags, of a forced closing, and the end token. The three counts add up to the tokens fed once
+        #: `finish` was called.
         self.tag_tokens = 0
 
     @property
@@ -107,6 +114,7 @@ class Transcript:
     def forced_tokens(self) -> tuple[int, ...]:
         """The tokens that close the thinking now; feed each when it was decoded. The budget asks only once."""
         self._budget = None
+        self._forced_tokens = len(self._closing_tokens)
         self._parser.drop_incomplete()  # a character that the budget cut in two
         return self._closing_tokens
 
@@ -119,8 +127,22 @@ class Transcript:
             return []
         before = self._parser.state
         pieces = self._parser.pieces(token, piece)
-        self._count(before, pieces)
-        return self._shown(pieces)
+        if self._forced_tokens:
+            self._forced_tokens -= 1
+            self.tag_tokens += 1
+        else:
+            self._count(before, pieces)
+        deltas = self._shown(pieces)
+        if self.stopped is None and self._has_called(pieces):
+            self.stopped = "call"
+        return deltas
+
+    def _has_called(self, pieces: list[Piece]) -> bool:
+        """Whether the one tool call that is wanted is complete now."""
+        if self._calls is None:
+            return False
+        texts = [text for kind, text in pieces if kind == "content"]
+        return any(isinstance(event, CallClosed) for text in texts for event in self._calls.feed(text))
 
     def _count(self, before: str, pieces: list[Piece]) -> None:
         """Settle whose token this was; those that may be a part of a tag wait for the tag."""

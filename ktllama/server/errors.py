@@ -37,6 +37,8 @@ _CODES = {
     415: "unsupported_media_type",
     500: "internal_error",
 }
+# What the engine calls by its own name: the field of a request that it came from.
+_FIELDS = {"json_schema": "response_format.json_schema.schema"}
 RETRY_SECONDS = 2
 
 
@@ -89,7 +91,7 @@ def from_failed(failed: Failed) -> ApiError:
     return ApiError(
         status,
         message,
-        param=field if isinstance(field, str) else None,
+        param=_FIELDS.get(field, field) if isinstance(field, str) else None,
         code=failed.code,
         retry_after=retry_after,
     )

@@ -84,6 +84,11 @@ class Metrics:
         if self._running.pop(request_id, None) is not None:
             self._generations.labels("left").inc()
 
+    def abandoned(self, event: Finished) -> None:
+        """The engine has heard that it was given up: what it had said until then counts all the same."""
+        if event.usage.completion_tokens:
+            self._count_tokens(event)
+
     def _emitted(self, event: Emitted) -> None:
         running = self._running.get(event.request_id)
         if running is None:
@@ -96,8 +101,11 @@ class Metrics:
         running.last = now
 
     def _finished(self, event: Finished) -> None:
-        usage = event.usage
         self._generations.labels(event.reason).inc()
+        self._count_tokens(event)
+
+    def _count_tokens(self, event: Finished) -> None:
+        usage = event.usage
         self._prompt.inc(usage.prompt_tokens)
         self._cached.inc(usage.cached_tokens)
         self._completion.inc(usage.completion_tokens)

@@ -33,7 +33,9 @@ async def health(request: Request) -> Response:
     said: dict[str, Any] = {"status": "ok" if client.state == "ready" else client.state, "restarts": client.restarts}
     if client.state in ("starting", "loading", "restarting"):
         said["progress"] = round(client.load_fraction, 4)
-    if client.failure is not None and client.state != "ready" and _surroundings(request).keys is None:
+    if client.state == "unresponsive":
+        said["complaint"] = client.complaint
+    elif client.failure is not None and client.state != "ready" and _surroundings(request).keys is None:
         said["failure"] = client.failure
     headers = {} if client.state in ("ready", "failed", "stopped") else {"Retry-After": "1"}
     return JSONResponse(said, 200 if client.state == "ready" else 503, headers)
@@ -62,7 +64,7 @@ async def props(request: Request) -> Response:
         "state": client.state,
         "progress": round(client.load_fraction, 4),
         "restarts": client.restarts,
-        "failure": client.failure,
+        "failure": client.complaint or client.failure,
         "model": None if model is None else {"name": _name(state, model), **_described(model)},
         "plan": [] if model is None else list(model.plan),
         "devices": [] if model is None else list(model.devices),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from ktllama.engine.messages import Accepted, Emitted, Failed, Finished, Generat
 from ktllama.server.deltas import ChoiceDelta, ChoiceReader
 from ktllama.server.errors import ApiError, from_failed
 from ktllama.server.state import ServerState
+
+_log = logging.getLogger("ktllama.serve")
 
 Answer = Accepted | Emitted | Finished | Failed
 Events = AsyncGenerator[Answer, None]
@@ -87,7 +90,11 @@ class Running:
             self._ended[place] = True
         self._observer.saw(event)
         if isinstance(event, Failed):
-            raise from_failed(event)
+            error = from_failed(event)
+            if error.status == 500:  # the engine lives on, and nothing else would say why this one went wrong
+                fields = {"request": event.request_id, "code": event.code, "reason": event.message}
+                _log.error("a generation failed", extra={"fields": fields})
+            raise error
 
 
 async def _firsts(sources: Sequence[Events]) -> list[Answer]:

@@ -194,7 +194,7 @@ class _Life:
         self._settings = settings
         self._audience = audience
         self._listeners = listeners
-        self._client = EngineClient(launch, on_state=self._entered)
+        self._client = EngineClient(launch, on_state=self._entered, on_abandoned=lambda end: metrics.abandoned(end))
         metrics = Metrics(self._client)
         state = ServerState(client=self._client, settings=endpoint_settings(settings), observer=metrics)
         around = surroundings(settings, keys)
@@ -283,7 +283,10 @@ class _Life:
     def _entered(self, state: State) -> None:
         fields: dict[str, object] = {"state": state}
         level = logging.INFO
-        if state in ("restarting", "failed"):
+        if state == "unresponsive":
+            level = logging.ERROR
+            fields["reason"] = self._client.complaint
+        elif state in ("restarting", "failed"):
             level = logging.ERROR
             fields |= {"reason": self._client.failure, "restarts": self._client.restarts}
         _log.log(level, "engine", extra={"fields": fields})

@@ -130,6 +130,11 @@ class ServeSettings(BaseSettings):
     keep_alive: Seconds = 75.0
     drain_timeout: Seconds | None = None
 
+    # how patient to be with the engine: until silence, or one step, is called unresponsive, and until it is ended
+    silence_timeout: Seconds = 20.0
+    step_timeout: Seconds = 300.0
+    hang_timeout: float = Field(default=900.0, ge=0, le=86400, allow_inf_nan=False)  # 0: never
+
     # what is written down
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "text"

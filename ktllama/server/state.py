@@ -108,7 +108,7 @@ class ServerState:
         client = self.client
         if client.state == "ready" and client.model is not None:
             return client.model
-        raise not_ready(client.state, client.load_fraction, client.failure)
+        raise not_ready(client.state, client.load_fraction, client.complaint or client.failure)
 
     @property
     def profile(self) -> Profile:
@@ -174,18 +174,20 @@ def typed_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
     return typed
 
 
-def not_ready(state: str, load_fraction: float, failure: str | None) -> ApiError:
-    """The 503 of an engine that cannot take a request now."""
+def not_ready(state: str, load_fraction: float, reason: str | None) -> ApiError:
+    """The 503 of an engine that cannot take a request now; `reason` is what ails it."""
     match state:
         case "starting" | "loading":
             percent = int(load_fraction * 100)
             return ApiError(503, f"the model is being loaded ({percent}%)", code="model_loading", retry_after=5)
         case "restarting":
             return ApiError(503, "the engine died and is being restarted", code="engine_died", retry_after=5)
+        case "unresponsive":
+            return ApiError(503, f"the engine does not answer: {reason}", code="engine_unresponsive", retry_after=5)
         case "draining" | "stopped":
             return ApiError(503, "the server is shutting down", code="draining", retry_after=5)
         case _:
-            return ApiError(503, f"the model cannot be loaded: {failure or state}", code="load_failed")
+            return ApiError(503, f"the model cannot be loaded: {reason or state}", code="load_failed")
 
 
 def server_state(connection: HTTPConnection) -> ServerState:

@@ -10,15 +10,18 @@ from pathlib import Path
 from unittest import mock
 
 import click
+import msgspec
 import pytest
 
 from ktllama import assets
 from ktllama.cli import engine as shared
-from ktllama.cli.serve import command, curl
+from ktllama.cli.serve import Terminal, command, curl
+from ktllama.engine.heartbeat import Heartbeat
 from ktllama.server.access import KeyFileError
 from ktllama.server.settings import ServeSettings
 from tests.cli.runner import Ran, ktllama
 from tests.runtime import smollm2
+from tests.server.recording import MODEL
 from tests.server.served import ROOT, Served, events, say
 
 
@@ -44,7 +47,7 @@ def test_every_setting_has_a_flag_of_its_name_and_the_other_way_round() -> None:
 def test_every_default_that_help_shows_is_the_settings() -> None:
     shown = {"host": "127.0.0.1", "port": "8080", "ubatch": "512", "queue_limit": "2048", "max_body": "32M",
              "max_header": "32K", "max_messages": "4096", "max_connections": "4096", "header_timeout": "15",
-             "body_timeout": "60", "keep_alive": "75", "max_tokens": "32768", "kv_type": "f16"}  # fmt: skip
+             "body_timeout": "60", "keep_alive": "75", "silence_timeout": "20", "step_timeout": "300", "hang_timeout": "900", "max_tokens": "32768", "kv_type": "f16"}  # fmt: skip
     defaults = ServeSettings()
     sizes = {"32M": 32 << 20, "32K": 32 << 10}
     for parameter in command.params:
@@ -145,6 +148,28 @@ def test_the_executor_knows_every_option_that_it_is_given() -> None:
     assert Path(parsed.model) == smollm2.path().resolve()
     assert parsed.rules is not None
     assert parsed.rules.endswith("/rules/llama/cpu.yaml")
+
+
+@pytest.mark.parametrize(("n_ctx", "n_ctx_train", "told"), [(8192, 4096, True), (4096, 4096, False), (8192, 0, False)])
+def test_a_context_beyond_what_the_model_was_trained_for_is_told(
+    n_ctx: int, n_ctx_train: int, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Terminal(keyed=False).ready(msgspec.structs.replace(MODEL, n_ctx=n_ctx, n_ctx_train=n_ctx_train))
+    said = capsys.readouterr()
+    assert f"{n_ctx} tokens of context. Try" in said.out
+    expected = (
+        "note: the model was trained for 4096 tokens of context; requests share the 8192, and one that goes beyond "
+    )
+    assert said.err == (f"{expected}what was trained gets worse answers\n" if told else "")
+
+
+def test_the_engines_patience_is_that_of_the_settings() -> None:
+    assert shared.heartbeat_of(ServeSettings()) == Heartbeat()
+    chosen = ServeSettings(silence_timeout=0.5, step_timeout=7, hang_timeout=0)
+    made = Heartbeat(beat_seconds=0.5, silent_seconds=0.5, step_seconds=7, hung_seconds=None)
+    assert shared.heartbeat_of(chosen) == made
+    plan = shared.planned(chosen, str(smollm2.path()), None)
+    assert shared.launch_of(plan, chosen).heartbeat == made
 
 
 def test_what_is_to_be_pasted_holds_no_key() -> None:

@@ -423,13 +423,43 @@ def test_what_the_engine_logs_keeps_its_level(caplog: pytest.LogCaptureFixture) 
     async def scenario() -> None:
         async with running(launch(crash_on={"boom": "raise"}, noise="a library\n")) as client:
             await answer(client, ask("a", "boom"))
-            while not any("a step of 4 rows failed" in line for line in client.log):
+            while not any("RuntimeError" in line for line in client.log):
                 await asyncio.sleep(0.01)
 
     run(scenario())
     levels = {record.message: record.levelname for record in caplog.records}
-    assert levels["ERROR ktllama.engine: a step of 4 rows failed"] == "ERROR"
+    cause = "the fake was told to fail on 'boom'"
+    assert levels[f"ERROR ktllama.engine: a step of 4 rows failed: {cause}"] == "ERROR"
+    assert levels[f"ERROR ktllama.engine: RuntimeError: {cause}"] == "ERROR"  # the traceback keeps its level
     assert levels["a library"] == "DEBUG"
+
+
+def test_the_end_of_an_abandoned_request_is_told_with_its_counts() -> None:
+    async def scenario() -> None:
+        abandoned: list[Finished] = []
+        client = EngineClient(launch(end_chance=0, seconds_per_step=0.001), on_abandoned=abandoned.append)
+        await client.start()
+        try:
+            await client.wait_ready()
+            stream = client.generate(ask("a", "hello", max_tokens=3000))
+            emitted = 0
+            async for event in stream:
+                if isinstance(event, Emitted):
+                    emitted += event.tokens
+                    if emitted >= 20:
+                        break
+            await stream.aclose()
+            while not abandoned:
+                await asyncio.sleep(0.01)
+            (end,) = abandoned
+            assert (end.request_id, end.reason, end.usage.prompt_tokens) == ("a", "cancelled", 5)
+            assert emitted <= end.usage.completion_tokens < 3000
+            await answer(client, ask("b", "hello", max_tokens=3))
+            assert len(abandoned) == 1
+        finally:
+            await client.close()
+
+    run(scenario())
 
 
 def test_fifty_deaths_leave_nothing_open() -> None:

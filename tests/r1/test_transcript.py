@@ -171,7 +171,52 @@ def test_a_spent_budget_forces_its_tokens_once() -> None:
     assert [*spent, transcript.budget_spent] == [False, True, False]
     deltas += transcript.feed(7, b" Enough.") + transcript.feed(CLOSE, b"") + transcript.feed(1, b"c")
     assert fold(deltas + transcript.finish(False)) == Folded(reasoning="ab Enough.", content="c")
-    assert (transcript.reasoning_tokens, transcript.content_tokens, transcript.tag_tokens) == (3, 1, 1)
+    assert (transcript.reasoning_tokens, transcript.content_tokens, transcript.tag_tokens) == (2, 1, 2)
+
+
+@pytest.mark.parametrize("ids", [None, IDS])
+@pytest.mark.parametrize("budget", [0, 1, 5])
+def test_what_is_forced_is_no_thinking_so_the_budget_is_never_exceeded(
+    budget: int, ids: tuple[int, int] | None
+) -> None:
+    transcript = Transcript(
+        thinking="open",
+        think_ids=ids,
+        reasoning_budget=budget,
+        closing_tokens=(10, 11, CLOSE, 12),
+        tool_openers=("<t>",),
+    )
+    while not transcript.budget_spent:
+        transcript.feed(1, b"a")
+    for token, piece in zip(transcript.forced_tokens(), (b"\n", b"Enough.\n", b"</think>", b"\n\n"), strict=True):
+        transcript.feed(token, piece)
+    transcript.feed(1, b"b")
+    transcript.finish(False)
+    assert (transcript.reasoning_tokens, transcript.content_tokens, transcript.tag_tokens) == (budget, 1, 4)
+
+
+CALLED = 'Look. <tool_call>{"name": "f", "arguments": {"a": "}"}}</tool_call>'
+
+
+@pytest.mark.parametrize("reasoning_format", ["deepseek", "none", "deepseek-legacy"])
+def test_with_one_call_the_answer_ends_where_it_is_complete(reasoning_format: Any) -> None:
+    transcript = Transcript(thinking="open", think_ids=IDS, one_call="hermes", reasoning_format=reasoning_format)
+    answer = said(transcript, ['<tool_call>{"name": "no", "arguments": {}}', CLOSE, *CALLED, *CALLED])
+    assert transcript.stopped == "call"
+    assert answer.content is not None
+    assert answer.content.endswith(CALLED.removesuffix("</tool_call>"))
+    without = Transcript(thinking="open", think_ids=IDS, reasoning_format=reasoning_format)
+    said(without, [CLOSE, *CALLED])
+    assert without.stopped is None
+
+
+def test_a_stop_string_before_the_call_and_text_held_back_for_one() -> None:
+    transcript = Transcript(thinking="closed", one_call="hermes", stop=("name", "}}}"))
+    assert said(transcript, [CALLED]).content == 'Look. <tool_call>{"'
+    assert (transcript.stopped, transcript.stop_string) == ("stop", "name")
+    transcript = Transcript(thinking="closed", one_call="hermes", stop=("}}}",))
+    assert said(transcript, [*CALLED]).content == CALLED.removesuffix("</tool_call>")
+    assert (transcript.stopped, transcript.stop_string) == ("call", None)
 
 
 def test_a_budget_of_nothing_is_spent_at_once_where_the_thinking_is_open() -> None:

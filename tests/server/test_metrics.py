@@ -72,6 +72,21 @@ def test_a_generation_counts_its_tokens_and_times(clock: Clock) -> None:
     assert found["ktllama_prefix_cache_lookups_total[hit]"] == 1
 
 
+def test_what_an_abandoned_generation_had_said_counts() -> None:
+    metrics = Metrics(client())
+    metrics.began("a")
+    metrics.left("a")
+    metrics.abandoned(finished("a", reason="cancelled"))
+    nothing = Usage(prompt_tokens=10, cached_tokens=0, completion_tokens=0, reasoning_tokens=0)
+    metrics.abandoned(Finished(request_id="b", reason="cancelled", usage=nothing))  # it had waited in the queue
+    found = values(metrics)
+    assert found["ktllama_generations_total[left]"] == 1
+    assert "ktllama_generations_total[cancelled]" not in found
+    assert found["ktllama_prompt_tokens_total"] == 10
+    assert found["ktllama_completion_tokens_total"] == 7
+    assert found["ktllama_reasoning_tokens_total"] == 4
+
+
 def test_every_end_is_counted_once() -> None:
     metrics = Metrics(client())
     for request_id in "abcd":

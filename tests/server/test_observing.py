@@ -61,6 +61,7 @@ def said(answer: Answer) -> Any:
         ("starting", 503, {"status": "starting", "restarts": 0, "progress": 0.0}),
         ("loading", 503, {"status": "loading", "restarts": 0, "progress": 0.25}),
         ("ready", 200, {"status": "ok", "restarts": 0}),
+        ("unresponsive", 503, {"status": "unresponsive", "restarts": 0, "complaint": "one step has taken 0 s"}),
         ("restarting", 503, {"status": "restarting", "restarts": 2, "progress": 0.0, "failure": "the engine ended by SIGKILL"}),
         ("draining", 503, {"status": "draining", "restarts": 0}),
         ("failed", 503, {"status": "failed", "restarts": 2, "failure": "the engine ended by SIGKILL"}),
@@ -70,7 +71,9 @@ def said(answer: Answer) -> Any:
 def test_health_tells_the_truth(state: State, status: int, body: dict[str, object]) -> None:
     answer = asked("/health", state)
     assert (answer.status, said(answer)) == (status, body)
-    assert ("retry-after" in answer.headers) is (state in ("starting", "loading", "restarting", "draining"))
+    assert ("retry-after" in answer.headers) is (
+        state in ("starting", "loading", "unresponsive", "restarting", "draining")
+    )
 
 
 def test_health_needs_no_key_and_then_says_less() -> None:
@@ -130,6 +133,14 @@ def test_metrics_are_prometheus_text() -> None:
     assert answer.status == 200
     assert answer.headers["content-type"].startswith("text/plain; version=")
     assert b'ktllama_engine_state{state="loading"} 1.0' in answer.body
+
+
+def test_an_engine_that_does_not_answer_is_503_with_the_reason() -> None:
+    answer = asked("/v1/models", "unresponsive")
+    assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "engine_unresponsive", "5")
+    assert said(answer)["error"]["message"] == "the engine does not answer: one step has taken 0 s"
+    assert b'ktllama_engine_state{state="unresponsive"} 1.0' in asked("/metrics", "unresponsive").body
+    assert said(asked("/props", "unresponsive"))["failure"] == "one step has taken 0 s"
 
 
 def test_a_foreign_host_is_refused_only_on_loopback() -> None:

@@ -1,0 +1,75 @@
+"""Whether an engine process is well: it may be stopped, or stuck in a step, without being dead.
+
+The API process pings the engine's reader thread, which answers whatever the main thread does, and says how long the
+step that runs has taken. So three things can be told apart: a process that says nothing (stopped, swapped out,
+without a turn), one that is stuck in a step (a device that hangs), and one that is merely slow.
+
+Time is counted in beats rather than read from a clock: where it is the API process that was stopped, or this machine
+that slept, no beats passed, and the engine is not blamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Finding = Literal["well", "unresponsive", "hung"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """How patient the API process is with an engine process; all in seconds.
+
+    It is `unresponsive` once nothing has come from it for `silent_seconds`, or one step has taken `step_seconds`: a
+    step of the largest models, with weights streamed over PCIe, takes tens of seconds. One that has been so for
+    `hung_seconds` is ended and started anew; None: never.
+    """
+
+    beat_seconds: float = 1.0
+    silent_seconds: float = 20.0
+    step_seconds: float = 300.0
+    hung_seconds: float | None = 900.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beat_seconds <= min(self.silent_seconds, self.step_seconds):
+            raise ValueError("a heartbeat needs 0 < beat_seconds <= silent_seconds and step_seconds")
+        if self.hung_seconds is not None and self.hung_seconds <= 0:
+            raise ValueError("a heartbeat needs hung_seconds above 0, or None")
+
+
+class Pulse:
+    """One engine process, beat by beat."""
+
+    def __init__(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
+        self._heard = False
+        self._step_seconds = 0.0
+        self._unwell_seconds = 0.0
+        #: How long nothing was heard of the process.
+        self.silent_seconds = 0.0
+
+    def heard(self, step_seconds: float | None = None) -> None:
+        """Something came from the process; `step_seconds` where it said how long its step has taken."""
+        self._heard = True
+        if step_seconds is not None:
+            self._step_seconds = step_seconds
+
+    def beat(self) -> Finding:
+        """Another `beat_seconds` have passed: how the process is."""
+        heartbeat = self._heartbeat
+        self.silent_seconds = 0.0 if self._heard else self.silent_seconds + heartbeat.beat_seconds
+        self._heard = False
+        if self.silent_seconds < heartbeat.silent_seconds and self._step_seconds < heartbeat.step_seconds:
+            self._unwell_seconds = 0.0
+            return "well"
+        if heartbeat.hung_seconds is not None and self._unwell_seconds >= heartbeat.hung_seconds:
+            return "hung"
+        self._unwell_seconds += heartbeat.beat_seconds
+        return "unresponsive"
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong, in one clause; for a pulse that is not well."""
+        if self.silent_seconds >= self._heartbeat.silent_seconds:
+            return f"it has said nothing for {self.silent_seconds:.0f} s"
+        return f"one step has taken {self._step_seconds:.0f} s"

@@ -1,0 +1,164 @@
+"""A process that is not dead and not well: counted in beats, and with real processes that are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from ktllama.engine.client import EngineClient, State
+from ktllama.engine.errors import EngineRequestError
+from ktllama.engine.heartbeat import Finding, Heartbeat, Pulse
+from ktllama.engine.launch import Launch
+from ktllama.engine.messages import Failed, Finished, Segment
+from tests.engine.driver import ask
+from tests.engine.test_process import QUICK, answer, first_text, is_alive, run
+
+PATIENT = Heartbeat(beat_seconds=1, silent_seconds=3, step_seconds=10, hung_seconds=2)
+#: Quick to find an engine unresponsive. A slow machine may make it find so of a healthy one; it never ends it.
+NERVOUS = Heartbeat(beat_seconds=0.05, silent_seconds=1, step_seconds=600, hung_seconds=None)
+
+
+def launched(heartbeat: Heartbeat, **options: object) -> Launch:
+    return Launch(executor="tests.engine.fake_executor:open_fake", options=options, backoff=QUICK, heartbeat=heartbeat)
+
+
+def test_silence_is_unresponsive_then_hung_and_a_word_ends_it() -> None:
+    pulse = Pulse(PATIENT)
+    findings: list[Finding] = []
+    for _ in range(4):
+        findings.append(pulse.beat())
+    assert findings == ["well", "well", "unresponsive", "unresponsive"]
+    assert pulse.complaint == "it has said nothing for 4 s"
+    assert pulse.beat() == "hung"
+    pulse.heard()
+    assert pulse.beat() == "well"
+    assert [pulse.beat() for _ in range(3)] == ["well", "well", "unresponsive"]
+
+
+def test_a_step_that_does_not_end_is_unresponsive_though_the_process_answers() -> None:
+    pulse = Pulse(PATIENT)
+    findings: list[Finding] = []
+    for seconds in (0.0, 9.9, 10.0, 11.0, 12.0):
+        pulse.heard(seconds)
+        findings.append(pulse.beat())
+    assert findings == ["well", "well", "unresponsive", "unresponsive", "hung"]
+    assert pulse.complaint == "one step has taken 12 s"
+    pulse.heard(0.1)
+    assert pulse.beat() == "well"
+
+
+def test_without_a_limit_nothing_is_ever_hung() -> None:
+    pulse = Pulse(Heartbeat(beat_seconds=1, silent_seconds=1, step_seconds=1, hung_seconds=None))
+    assert {pulse.beat() for _ in range(10_000)} == {"unresponsive"}
+
+
+@pytest.mark.parametrize("wrong", [{"beat_seconds": 0}, {"silent_seconds": 0.5}, {"step_seconds": 0.5}, {"hung_seconds": 0}])  # fmt: skip
+def test_a_heartbeat_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="a heartbeat needs"):
+        Heartbeat(**wrong)
+
+
+def test_a_stopped_process_is_unresponsive_until_it_goes_on() -> None:
+    async def scenario() -> None:
+        states: list[State] = []
+        client = EngineClient(launched(NERVOUS, end_chance=0, seconds_per_step=0.001), on_state=states.append)
+        await client.start()
+        try:
+            await client.wait_ready()
+            begun = asyncio.Event()
+            running = asyncio.create_task(first_text(client, ask("a", "x", max_tokens=300), begun))
+            await begun.wait()
+            assert client.pid is not None
+            os.kill(client.pid, signal.SIGSTOP)
+            await until(client, "unresponsive")
+            assert client.complaint is not None
+            assert client.complaint.startswith("it has said nothing for")
+            _, refused = await answer(client, ask("b", "x"))
+            assert isinstance(refused, Failed)
+            assert (refused.code, refused.fields) == ("engine_unresponsive", {"retry_after": 5})
+            with pytest.raises(EngineRequestError, match="the engine does not answer: it has said nothing for"):
+                await client.tokenize([Segment("x", False)])
+            assert client.state == "unresponsive"
+            os.kill(client.pid, signal.SIGCONT)
+            await until(client, "ready")
+            text, end = await running
+            assert isinstance(end, Finished)
+            assert len(text) == 300
+            assert client.restarts == 0
+        finally:
+            await client.close()
+        assert states[:2] == ["starting", "loading"]
+
+    run(scenario())
+
+
+async def until(client: EngineClient, state: State) -> None:
+    while client.state != state:
+        await asyncio.sleep(0.001)
+
+
+def test_a_process_that_stays_stopped_is_ended_and_started_anew() -> None:
+    # as patient as it takes for a slow machine not to end a healthy one
+    heartbeat = Heartbeat(beat_seconds=0.05, silent_seconds=1.5, step_seconds=600, hung_seconds=0.5)
+
+    async def scenario() -> None:
+        client = EngineClient(launched(heartbeat, end_chance=0, seconds_per_step=0.001))
+        await client.start()
+        try:
+            await client.wait_ready()
+            begun = asyncio.Event()
+            running = asyncio.create_task(first_text(client, ask("a", "x", max_tokens=4000), begun))
+            await begun.wait()
+            pid = client.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            _, end = await running
+            assert isinstance(end, Failed)
+            assert end.code == "engine_died"
+            assert end.message.startswith("the engine hung and was ended: it has said nothing for ")
+            assert client.failure == end.message
+            assert not is_alive(pid)
+            await client.wait_ready()
+            assert client.restarts >= 1
+        finally:
+            await client.close()
+
+    run(scenario())
+
+
+def test_a_step_that_hangs_is_told_though_the_process_answers() -> None:
+    heartbeat = Heartbeat(beat_seconds=0.02, silent_seconds=600, step_seconds=0.3, hung_seconds=0.1)
+
+    async def scenario() -> None:
+        client = EngineClient(launched(heartbeat, seconds_per_row=100))
+        await client.start()
+        try:
+            await client.wait_ready()
+            _, end = await answer(client, ask("a", "x", max_tokens=4000))
+            assert isinstance(end, Failed)
+            assert end.message.startswith("the engine hung and was ended: one step has taken ")
+        finally:
+            await client.close()
+
+    run(scenario())
+
+
+def test_a_drain_of_a_stopped_process_ends_with_it() -> None:
+    heartbeat = Heartbeat(beat_seconds=0.05, silent_seconds=1.5, step_seconds=600, hung_seconds=0.5)
+
+    async def scenario() -> None:
+        client = EngineClient(launched(heartbeat))
+        await client.start()
+        try:
+            await client.wait_ready()
+            assert client.pid is not None
+            os.kill(client.pid, signal.SIGSTOP)
+            await client.drain()
+            assert client.state == "stopped"
+        finally:
+            await client.close()
+
+    run(scenario())
