@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from ktllama import __version__
 from ktllama.server import chat, completions, description, embeddings, errors, observing, tokens
@@ -14,6 +15,8 @@ from ktllama.server.state import ServerState
 # what this server tells. Older versions do not know the argument and keep it unused.
 _NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
+_ENDPOINTS = (chat, completions, embeddings, tokens, observing)
+
 
 def create_app(state: ServerState) -> FastAPI:
     """The ASGI application of one server. Starts nothing: the life cycle belongs to `serving`."""
@@ -21,6 +24,14 @@ def create_app(state: ServerState) -> FastAPI:
     app.state.server = state
     errors.install(app)
     description.install(app)
-    for endpoint in (chat, completions, embeddings, tokens, observing):
+    for endpoint in _ENDPOINTS:
         app.include_router(endpoint.router)
+    _answer_head(app)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """HEAD wherever there is GET, as HTTP asks (RFC 9110, 9.1); the HTTP server leaves the body out."""
+    for route in [*app.routes, *(route for endpoint in _ENDPOINTS for route in endpoint.router.routes)]:
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)

@@ -49,6 +49,9 @@ def _check_media_type(request: Request) -> None:
     charset = parameters.lower().partition("charset=")[2].strip(' "')
     if charset and charset not in ("utf-8", "utf8"):
         raise ApiError(415, f"the body is in '{shown(charset, 60)}'; JSON is sent in UTF-8")
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):  # what is small on the wire may be large in memory
+        raise ApiError(415, f"the body is compressed ('{shown(coding, 60)}'); send it as it is", code="compressed_body")
 
 
 async def _bytes(request: Request, limit: int) -> bytes:

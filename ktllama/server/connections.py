@@ -1,19 +1,21 @@
 """uvicorn's HTTP/1.1 protocol with what it leaves out: limits on headers, on slow clients and on connections.
 
-uvicorn 0.54 (protocols/http/httptools_impl.py) keeps whatever headers come, waits for them without end, and refuses a
-malformed request with plain text.
+uvicorn 0.54 (protocols/http/httptools_impl.py) keeps whatever headers come, waits for them without end, refuses a
+malformed request with plain text, in the middle of another answer if need be, and takes several Host headers.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import MutableMapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ktllama.server.errors import ApiError
 from ktllama.server.limits import Limits
+from ktllama.server.notes import notes_of
 from ktllama.server.refusal import CLOSE, header_bytes
 
 #: ``: `` and the end of the line.
@@ -90,6 +92,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._forget_deadline()
         if self._header_bytes > self.limits.header_bytes:
             self._refuse_head()
+        elif sum(name == b"host" for name, _ in self.headers) > 1:  # RFC 9112, 3.2
+            self._refuse(ApiError(400, "the request has more than one Host header", code="malformed_http"))
         if not self._refused:
             super().on_headers_complete()
 
@@ -135,7 +139,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(ApiError(431, message, code="headers_too_large"))
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer and hang up. Where another answer is on its way, only hang up: two cannot be told apart.
+        """Answer and hang up. Where another answer is on its way, hang up behind it: two cannot be told apart.
 
         A client that is still sending would lose the answer to a reset connection, so it is heard out for a while.
         """
@@ -143,13 +147,24 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         self._refused = True
         self._forget_deadline()
-        if self._answering:
-            self.transport.close()
+        if self._answering and not self._takes_over(error):
+            self.cycle.keep_alive = False
             return
         self.transport.write(_raw(error))
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._head_deadline = self.loop.call_later(self.limits.linger_seconds, self.transport.close)
+
+    def _takes_over(self, error: ApiError) -> bool:
+        """Whether `error` is the answer to the request whose body is coming in: then its application is let go."""
+        cycle = self.cycle
+        if self.pipeline or cycle.response_started or not cycle.more_body:
+            return False
+        notes = notes_of(cast(MutableMapping[str, Any], cycle.scope))
+        notes.status, notes.error_code = error.status, error.code
+        cycle.disconnected = True
+        cycle.message_event.set()
+        return True
 
 
 def _raw(error: ApiError) -> bytes:

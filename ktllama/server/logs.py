@@ -143,7 +143,7 @@ class RequestLog:
     def _write_down(self, scope: Scope, watched: _Watched, body: bytearray) -> None:
         seconds = time.monotonic() - watched.began
         notes = notes_of(scope)
-        status = watched.status or CLIENT_LEFT
+        status = notes.status or watched.status or CLIENT_LEFT
         path = scope["path"]
         if self.counter is not None:
             # the route that answered, which FastAPI puts there; not the path, of which clients can make any number

@@ -22,6 +22,7 @@ class RequestNotes:
     reasoning_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     error_code: str | None = None
+    status: int | None = None  # of an answer that was given without the application
     client_left: bool = False
 
 

@@ -60,3 +60,14 @@ def test_no_word_of_newer_openapi_is_left() -> None:
     assert '"type":"null"' not in text
     assert '"const"' not in text
     assert set(re.findall(r"#/components/schemas/([^\"/]+)", text)) <= set(json.loads(text)["components"]["schemas"])
+
+
+def test_head_is_answered_wherever_get_is_and_is_not_described() -> None:
+    http = client()
+
+    for path in ("/health", "/v1/models", "/v1/models/recorded", "/props", "/docs", "/openapi.json"):
+        got, head = http.get(path), http.head(path)
+        assert (head.status_code, head.headers["content-type"]) == (200, got.headers["content-type"]), path
+    assert http.head("/v1/chat/completions").status_code == 405
+    assert http.head("/nothing").status_code == 404
+    assert not [path for path, found in http.get("/openapi.json").json()["paths"].items() if "head" in found]

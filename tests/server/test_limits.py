@@ -114,7 +114,7 @@ def test_endless_heads_are_cut(bomb: bytes) -> None:
         with contextlib.suppress(ConnectionResetError):
             raw = everything(connection)
         sender.join()
-    if raw:  # where the body had been asked for, the connection just ends
+    if raw:  # a connection that is still sending may lose it
         status, error = status_and_error(raw)
         assert (status, error["code"]) == (431, "headers_too_large")
 
@@ -158,6 +158,56 @@ def test_what_is_no_http_is_400_in_the_envelope(junk: bytes) -> None:
         connection.shutdown(socket.SHUT_WR)
         status, error = status_and_error(everything(connection))
     assert (status, error["code"]) == (400, "malformed_http")
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "body", [b"zz\r\nab\r\n", b"2\r\nabc\r\n0\r\n\r\n", b"2\r\nab\r\n-1\r\n", b"ffffffffffffffffff\r\n", b"\r\n\r\n"]
+)
+def test_a_malformed_chunk_is_400_and_the_application_is_let_go(body: bytes) -> None:
+    ended = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await BodyLimit(says_ok, PATIENT)(scope, receive, send)
+        notes.append((scope["ktllama.notes"].status, scope["ktllama.notes"].error_code))
+        ended.set()
+
+    notes: list[tuple[int, str]] = []
+    with listening(app, PATIENT) as port, connected(port) as connection:
+        connection.sendall(CHUNKED + body[:3])
+        connection.sendall(body[3:])
+        status, error = status_and_error(everything(connection))
+        assert ended.wait(60)
+    assert (status, error["code"]) == (400, "malformed_http")
+    assert notes == [(400, "malformed_http")]
+
+
+def test_garbage_behind_a_request_leaves_it_its_answer() -> None:
+    go = threading.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while not go.is_set():
+            await asyncio.sleep(0.01)
+        await says_ok(scope, receive, send)
+
+    with listening(app, PATIENT) as port, connected(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok")
+        connection.sendall(b"that was not all\r\n\r\n")
+        go.set()
+        received = everything(connection)
+    head, _, body = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert body == b"2\r\nok\r\n0\r\n\r\n"  # and then the connection ends
+
+
+@pytest.mark.parametrize("second", [b"localhost", b"evil.example"])
+def test_two_host_headers_are_400(second: bytes) -> None:
+    with listening(says_ok, PATIENT) as port, connected(port) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nhOsT: " + second + b"\r\n\r\n")
+        status, error = status_and_error(everything(connection))
+    assert (status, error["message"]) == (400, "the request has more than one Host header")
 
 
 def test_a_connection_too_many_is_answered_and_the_others_live_on() -> None:
