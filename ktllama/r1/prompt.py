@@ -121,6 +121,9 @@ def _template_kwargs(given: Mapping[str, Any], profile: Profile, think: bool | N
     for key in given:
         if key in RESERVED:
             raise MessagesError(f"chat_template_kwargs.{key}", "this is not for a request to set")
+        if think is not None and key in profile.thinking_switches and bool(given[key]) is not think:
+            wanted = "on" if think else "off"
+            raise MessagesError(f"chat_template_kwargs.{key}", f"another field turns the thinking {wanted}")
     # llama-server's default too: some templates take an undefined `enable_thinking` for a no.
     defaults = {switch: True for switch in profile.thinking_switches if switch == "enable_thinking"}
     return {**defaults, **given, **({} if think is None else dict.fromkeys(profile.thinking_switches, think))}

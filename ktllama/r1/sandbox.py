@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from string import Formatter
 from typing import Any, cast
 
-from jinja2 import Template, nodes, pass_context
+from jinja2 import Template, meta, nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import FILTERS
 from jinja2.parser import Parser
@@ -283,6 +283,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         tree = _Counting().visit(tree)
         tree.set_environment(self)
         return Template.from_code(self, self.compile(tree), self.make_globals(None))
+
+    def variables(self, source: str) -> frozenset[str]:
+        """The names that the template looks up and does not set before. Raises jinja2's errors."""
+        return frozenset(meta.find_undeclared_variables(self.parse(source)))
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls: a macro, a function given to it, or one of the harmless methods."""

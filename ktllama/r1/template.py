@@ -71,6 +71,13 @@ class ChatTemplate:
         return _guarded(lambda: "".join(self._template.generate(variables)))
 
     @cached_property
+    def switches(self) -> frozenset[str]:
+        """The variables that it reads besides what every rendering gives it: what a request may set."""
+        from ktllama.r1.sandbox import ChatEnvironment
+
+        return _guarded(lambda: ChatEnvironment().variables(self.source)) - RESERVED - {"strftime_now"}
+
+    @cached_property
     def capabilities(self) -> Capabilities:
         """What the template has words for; tried out once."""
         return probe(self.render)

@@ -134,6 +134,12 @@ class ToolCallParser:
                 text = self._in_content(text, events)
         return _joined(events)
 
+    @property
+    def within_call(self) -> bool:
+        """Whether the text so far ends among calls, or in what begins to look like one (by more than a character)."""
+        in_block = bool(self._block) and (self._among_calls or CALLS_BEGIN in self._pending)
+        return self._reader is not None or self._tail is not None or in_block or len(self._held) > 1
+
     def finish(self) -> list[ToolEvent]:
         """What was held back. A call that was opened and is not complete stays as it is."""
         events: list[ToolEvent] = []

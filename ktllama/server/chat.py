@@ -26,7 +26,7 @@ from ktllama.server.model_names import check_model
 from ktllama.server.notes import RequestNotes, notes_of
 from ktllama.server.presence import ClientGoneError, unless_gone
 from ktllama.server.profile_sampling import defaults
-from ktllama.server.prompting import reasoning_budget, rendered, segments, thinking, thinks
+from ktllama.server.prompting import drop_unread, reasoning_budget, rendered, segments, thinking, thinks
 from ktllama.server.protocol.chat import ChatRequest
 from ktllama.server.running import Choice, Running
 from ktllama.server.state import ReasoningFormat, ServerState, server_state
@@ -66,6 +66,7 @@ async def chat_completions(request: Request) -> Response:
         }
     )
     check_model(state, body.model)
+    left_out += drop_unread(state, body)
     plan = planned(state, body)
     notes = notes_of(request.scope)
     notes.model, notes.stream, notes.choices = plan.head.model, bool(body.stream), len(plan.choices)
@@ -171,6 +172,7 @@ def _generate(
         legacy=reasoning_format == "deepseek-legacy",
         cache_prompt=body.cache_prompt is not False,
         keep_partial_thinking_as_content=body.unclosed_thinking == "content",
+        one_call=limit.tool_format if body.parallel_tool_calls is False else None,
     )
 
 

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass
 
 from ktllama.r1.profile import Profile
+from ktllama.r1.tool_calls import ToolCallParser
 from ktllama.r1.tool_formats import FORMATS, ToolFormatName
+from ktllama.server.errors import ApiError
 from ktllama.server.protocol.chat import ChatRequest, JsonObjectFormat, JsonSchemaFormat
 from ktllama.server.protocol.messages import NamedToolChoice
 from ktllama.server.tool_grammar import tool_grammar
@@ -30,8 +32,9 @@ class Constraint:
 
 
 def constraint(profile: Profile, body: ChatRequest) -> Constraint:
-    """The shape that `body` asks for. Raises ApiError for a tool's schema that has no grammar."""
+    """The shape that `body` asks for. Raises ApiError for a schema without grammar, and a prefix that begins a call."""
     if body.tools and body.tool_choice != "none":
+        _check_prefix(profile, body)
         return _tools(profile, body)
     wanted = body.response_format
     if isinstance(wanted, JsonObjectFormat):
@@ -39,6 +42,18 @@ def constraint(profile: Profile, body: ChatRequest) -> Constraint:
     if isinstance(wanted, JsonSchemaFormat):
         return Constraint(json_schema=json.dumps(wanted.json_schema.schema_))
     return Constraint(grammar=body.grammar or "")
+
+
+def _check_prefix(profile: Profile, body: ChatRequest) -> None:
+    """The answer holds what is new; of a call that the prefix began, that would be no call."""
+    message = body.messages[-1]
+    for field, text in (("content", message.text()), ("reasoning_content", message.reasoning_content or "")):
+        parser = ToolCallParser(profile.tool_format)
+        parser.feed(text if message.prefix else "")
+        if parser.within_call:
+            path = f"messages[{len(body.messages) - 1}].{field}"
+            words = "a prefix must not end within a tool call; tool_choice makes the model call one"
+            raise ApiError(400, f"{path}: {words}", param=path, code="invalid_messages")
 
 
 def _tools(profile: Profile, body: ChatRequest) -> Constraint:

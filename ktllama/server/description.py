@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from ktllama.server.protocol.answers import EXAMPLES, SCHEMAS
-from ktllama.server.protocol.chat import ChatRequest, TemplateRequest
+from ktllama.server.protocol.chat import ChatRequest
 from ktllama.server.protocol.completion import CompletionRequest
 from ktllama.server.protocol.embedding import EmbeddingRequest
 from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
@@ -24,7 +24,6 @@ _REQUESTS = (
     EmbeddingRequest,
     TokenizeRequest,
     DetokenizeRequest,
-    TemplateRequest,
 )
 # Swagger UI 4.15, which swagger-ui-bundle carries, reads OpenAPI up to 3.0
 _VERSION = "3.0.3"

@@ -7,6 +7,8 @@ from typing import Any
 from ktllama.engine.messages import Segment, Thinking
 from ktllama.r1.errors import MessagesError, TemplateError, TemplateRefusalError
 from ktllama.r1.prompt import Prompt, render
+from ktllama.r1.template import RESERVED
+from ktllama.ruleset.wording import did_you_mean, shown
 from ktllama.server.errors import ApiError
 from ktllama.server.protocol.chat import ChatRequest, PromptFields
 from ktllama.server.protocol.messages import Message, Tool
@@ -41,6 +43,23 @@ def rendered(state: ServerState, body: PromptFields, *, think: bool | None = Non
         raise ApiError(400, str(error), param="messages", code="invalid_messages") from error
     except TemplateError as error:
         raise ApiError(400, str(error), param="messages", code="template_error") from error
+
+
+def drop_unread(state: ServerState, body: PromptFields) -> list[str]:
+    """The paths of the template variables that a lenient server left out of `body`: the template does not read them.
+
+    Raises ApiError 400, which names the first, where the server is not lenient.
+    """
+    given = body.chat_template_kwargs or {}
+    known = state.template.switches | RESERVED if given else frozenset()
+    unread = [key for key in given if key not in known]
+    if unread and not state.settings.lenient:
+        path = f"chat_template_kwargs.{shown(unread[0], 60)}"
+        near = did_you_mean(unread[0], sorted(state.template.switches))
+        words = f"the model's chat template reads no such variable{near}"
+        raise ApiError(400, f"{path}: {words}", param=path, code="unsupported_value")
+    body.chat_template_kwargs = {key: value for key, value in given.items() if key in known}
+    return [f"chat_template_kwargs.{key}" for key in unread]
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

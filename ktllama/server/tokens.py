@@ -15,8 +15,8 @@ from ktllama.server.chat import ignored_header
 from ktllama.server.description import body_of
 from ktllama.server.errors import from_refused
 from ktllama.server.model_names import check_model
-from ktllama.server.prompting import rendered
-from ktllama.server.protocol.chat import TemplateRequest
+from ktllama.server.prompting import drop_unread, reasoning_budget, rendered, thinks
+from ktllama.server.protocol.chat import ChatRequest
 from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from ktllama.server.state import server_state
 
@@ -62,15 +62,19 @@ async def detokenize(request: Request) -> Response:
     return _answer({"content": text.decode(errors="replace")}, left_out)
 
 
-@router.post("/apply-template", **body_of("TemplateRequest", "RenderedPrompt"))
+@router.post("/apply-template", **body_of("ChatRequest", "RenderedPrompt"))
 async def apply_template(request: Request) -> Response:
-    """The prompt that a conversation becomes, as the model would get it; nothing is generated."""
+    """The prompt that a chat request becomes, as the model would get it; nothing is generated.
+
+    The body is the chat request's own. What does not change the prompt is checked, and changes nothing here.
+    """
     state = server_state(request)
     limits = state.settings.limits
-    body, left_out = await read_body(request, TemplateRequest, limits, lenient=state.settings.lenient)
+    body, left_out = await read_body(request, ChatRequest, limits, lenient=state.settings.lenient)
     check_lengths({"messages": (len(body.messages), limits.messages), "tools": (len(body.tools or ()), limits.tools)})
     check_model(state, body.model)
-    prompt = rendered(state, body)
+    left_out += drop_unread(state, body)
+    prompt = rendered(state, body, think=thinks(body, reasoning_budget(state, body)))
     made = {"prompt": prompt.text, "thinking": prompt.thinking, "begins_inside": prompt.start_in_reasoning}
     return _answer(made, left_out)
 

@@ -130,3 +130,16 @@ def test_what_templates_of_models_use() -> None:
     )
     tools = '[{"a": "é\'&"}]'
     assert text == f"<B>2Falseä<{tools}2Truec{tools}02 Jan 20261-a<E><y>c ä< ,cTrueTrue"
+
+
+@pytest.mark.parametrize(
+    ("source", "switches"),
+    [
+        ("{{ messages }}{{ tools }}{{ bos_token }}{{ strftime_now('%d') }}", set()),
+        ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ thinking }}", {"thinking"}),
+        ("{{ a if b else c }}{% for d in e %}{{ d }}{{ loop.index }}{% endfor %}", {"a", "b", "c", "e"}),
+        ("{% set x = 1 %}{{ x }}{% macro m(y) %}{{ y }}{{ z }}{% endmacro %}{{ raise_exception('') }}", {"z"}),
+    ],
+)
+def test_a_template_says_what_a_request_may_set(source: str, switches: set[str]) -> None:
+    assert ChatTemplate(source).switches == switches

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
-from ktllama.engine.messages import Failed
+from ktllama.engine.messages import Accepted, Failed, Generate
 from ktllama.server.protocol.answers import ChatCompletion, ErrorAnswer
+from ktllama.server.running import Answer
 from ktllama.server.state import EndpointSettings
 from tests.server.recording import RecordingClient, ask, events
 
@@ -268,6 +271,53 @@ def test_a_body_of_another_kind_or_size(content: bytes, content_type: str | None
 
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert client.asked == []
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("br", 415), ("gzip, identity", 415), ("identity", 200)])
+def test_a_compressed_body_is_refused_by_name(coding: str, status: int) -> None:
+    content = gzip.compress(json.dumps(BODY).encode()) if status == 415 else json.dumps(BODY).encode()
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    response, client = ask(None, content=content, headers=headers)
+
+    assert response.status_code == status
+    if status == 415:
+        error = response.json()["error"]
+        assert (error["code"], error["message"]) == (
+            "compressed_body",
+            f"the body is compressed ('{coding}'); send it as it is",
+        )
+        assert client.asked == []
+
+
+def test_what_the_engine_could_not_do_is_in_the_log_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(RecordingClient):
+        async def generate(self, request: Generate) -> AsyncGenerator[Answer, None]:
+            yield Accepted(request_id=request.request_id, prompt_tokens=1)
+            yield Failed(request_id=request.request_id, code="engine_error", message="the step failed: no luck")
+
+    response, _ = ask(BODY, client=Failing())
+
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
+    (record,) = [found for found in caplog.records if found.message == "a generation failed"]
+    assert record.levelname == "ERROR"
+    assert record.__dict__["fields"]["reason"] == "the step failed: no luck"
+    assert record.__dict__["fields"]["request"].startswith("chatcmpl-")
+
+
+def test_an_unread_template_variable_is_refused_by_name_or_left_out() -> None:
+    body = {**BODY, "chat_template_kwargs": {"add_generation_promp": 1}}
+    refused, client = ask(body)
+    lenient, _ = ask(body, settings=EndpointSettings(lenient=True))
+
+    path = "chat_template_kwargs.add_generation_promp"
+    assert refused.json()["error"] == {
+        "message": f"{path}: the model's chat template reads no such variable",
+        "type": "invalid_request_error",
+        "param": path,
+        "code": "unsupported_value",
+    }
+    assert client.asked == []
+    assert (lenient.status_code, lenient.headers["x-ktllama-ignored-fields"]) == (200, path)
 
 
 def test_a_path_that_is_not_there() -> None:

@@ -152,6 +152,30 @@ def test_a_body_may_hold_any_text_and_some_depth() -> None:
             "cannot be combined with reasoning_budget, which says the same in tokens",
         ),
         (
+            {"thinking": {"type": "disabled"}, "reasoning_budget": 5},
+            "thinking",
+            "invalid_value",
+            "is disabled, but reasoning_budget or reasoning_effort asks for some",
+        ),
+        (
+            {"thinking": {"type": "disabled"}, "reasoning_effort": "high"},
+            "thinking",
+            "invalid_value",
+            "is disabled, but reasoning_budget or reasoning_effort asks for some",
+        ),
+        (
+            {"thinking": {"type": "enabled"}, "reasoning_budget": 0},
+            "thinking",
+            "invalid_value",
+            "is enabled, but reasoning_budget or reasoning_effort asks for none",
+        ),
+        (
+            {"thinking": {"type": "enabled"}, "reasoning_effort": "none"},
+            "thinking",
+            "invalid_value",
+            "is enabled, but reasoning_budget or reasoning_effort asks for none",
+        ),
+        (
             {"response_format": {"type": "xml"}},
             "response_format",
             "invalid_value",
@@ -329,3 +353,17 @@ def test_what_changes_nothing_is_accepted() -> None:
 
     assert left_out == []
     assert made.messages[1].text() == "a"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking": {"type": "disabled"}, "reasoning_budget": 0},
+        {"thinking": {"type": "disabled"}, "reasoning_effort": "none"},
+        {"thinking": {"type": "enabled"}, "reasoning_budget": -1},
+        {"thinking": {"type": "enabled"}, "reasoning_budget": 7},
+        {"thinking": {"type": "enabled"}, "reasoning_effort": "low"},
+    ],
+)
+def test_a_switch_and_a_budget_that_agree_are_taken(fields: dict[str, Any]) -> None:
+    validated({"messages": [USER], **fields}, ChatRequest)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from ktllama.engine.messages import Generate, Sampling
@@ -13,7 +14,7 @@ from ktllama.server.protocol.completion import CompletionRequest
 from ktllama.server.protocol.embedding import EmbeddingRequest
 from ktllama.server.protocol.messages import Message
 from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
-from tests.server.recording import RecordingClient, ask, events
+from tests.server.recording import CONTROL, MODEL, TEMPLATE, RecordingClient, ask, events
 
 Check = Callable[[list[Generate], httpx.Response], bool]
 USER = {"role": "user", "content": "hi"}
@@ -101,7 +102,7 @@ CHAT: dict[str, tuple[Any, Check]] = {
     "messages": ([{"role": "user", "content": "other"}], lambda asked, _: "other" in prompt_of(asked)),
     "tools": ([TOOL], lambda asked, _: "get_weather" in prompt_of(asked) and bool(asked[0].thinking.tool_openings)),
     "add_generation_prompt": (False, refused("add_generation_prompt")),
-    "chat_template_kwargs": ({"messages": []}, refused("chat_template_kwargs.messages")),
+    "chat_template_kwargs": ({"mood": "good"}, refused("chat_template_kwargs.mood")),
     "stream": (True, lambda _, response: events(response)[-1] == "[DONE]"),
     "response_format": ({"type": "json_object"}, asks("json_schema", '{"type":"object"}')),
     "reasoning_format": ("none", asks("raw", True)),
@@ -292,6 +293,107 @@ def test_a_field_of_a_message_is_not_ignored(field: str) -> None:
 
     assert holds(check, {"messages": list(messages)}, "/v1/chat/completions")
     assert not holds(check, {"messages": [USER]}, "/v1/chat/completions")
+
+
+SWITCHED = TEMPLATE.replace("<think>\n", "{{ '<think>' if enable_thinking else '<think></think>' }}{{ mood }}")
+
+
+def switched() -> RecordingClient:
+    client = RecordingClient()
+    client.model = msgspec.structs.replace(MODEL, chat_template=SWITCHED, metadata={"general.name": "Qwen3"})
+    return client
+
+
+def test_template_variables_that_the_template_reads_reach_it() -> None:
+    body = {"messages": [USER], "chat_template_kwargs": {"enable_thinking": False, "mood": "glad"}}
+    response, client = ask(body, client=switched())
+
+    assert response.status_code == 200
+    assert prompt_of(client.asked).endswith("<think></think>glad")
+
+
+@pytest.mark.parametrize(
+    ("fields", "switch", "wanted"),
+    [
+        ({"thinking": {"type": "enabled"}}, False, "on"),
+        ({"reasoning_effort": "high"}, False, "on"),
+        ({"thinking": {"type": "disabled"}}, True, "off"),
+        ({"reasoning_budget": 0}, True, "off"),
+    ],
+)
+def test_template_variables_that_contradict_a_field_are_refused(
+    fields: dict[str, Any], switch: bool, wanted: str
+) -> None:
+    body = {"messages": [USER], **fields}
+    response, client = ask({**body, "chat_template_kwargs": {"enable_thinking": switch}}, client=switched())
+    agreeing, _ = ask({**body, "chat_template_kwargs": {"enable_thinking": not switch}}, client=switched())
+
+    error = response.json()["error"]
+    assert (error["param"], error["message"]) == (
+        "chat_template_kwargs.enable_thinking",
+        f"chat_template_kwargs.enable_thinking: another field turns the thinking {wanted}",
+    )
+    assert client.asked == []
+    assert agreeing.status_code == 200
+
+
+def test_one_call_is_asked_of_the_engine_in_the_models_format() -> None:
+    _, one = ask({"messages": [USER], "tools": [TOOL], "parallel_tool_calls": False})
+    _, many = ask({"messages": [USER], "tools": [TOOL], "parallel_tool_calls": True})
+    _, none = ask({"messages": [USER], "parallel_tool_calls": False})
+
+    assert [client.asked[0].one_call for client in (one, many, none)] == ["deepseek-r1", None, None]
+
+
+BEGIN = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "param"),
+    [
+        ({"content": BEGIN}, "messages[1].content"),
+        ({"content": "Look: <｜tool▁calls▁begin｜>"}, "messages[1].content"),
+        ({"content": f'{BEGIN}function<｜tool▁sep｜>get_weather\n```json\n{{"a"'}, "messages[1].content"),
+        ({"content": "Look: <｜tool▁ca"}, "messages[1].content"),
+        ({"content": "", "reasoning_content": f"So {BEGIN}"}, "messages[1].reasoning_content"),
+    ],
+)
+def test_a_prefix_that_begins_a_tool_call_is_refused(prefix: dict[str, str], param: str) -> None:
+    messages = [USER, {"role": "assistant", "prefix": True, **prefix}]
+
+    assert holds(refused(param), {"messages": messages, "tools": [TOOL]}, "/v1/chat/completions")
+    assert ask({"messages": messages})[0].status_code == 200  # without tools it is text
+
+
+def test_a_prefix_with_tools_may_say_anything_else() -> None:
+    messages = [USER, {"role": "assistant", "prefix": True, "content": "1 <"}]
+
+    assert ask({"messages": messages, "tools": [TOOL]})[0].status_code == 200
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, (value, _) in SAMPLING.items()])
+def test_the_template_is_applied_to_any_chat_request(field: str, value: Any) -> None:
+    response, _ = ask({"messages": [USER], field: value}, "/apply-template")
+
+    assert response.json()["prompt"] == f"{CONTROL[0]}<｜User｜>hi<｜Assistant｜><think>\n"
+
+
+def test_the_template_is_applied_as_for_the_answer() -> None:
+    bodies: list[dict[str, Any]] = [
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"reasoning_budget": 0},
+        {"thinking": {"type": "disabled"}},
+        {"chat_template_kwargs": {}},
+        {"stream": True, "n": 3, "max_tokens": 5},
+    ]
+    for fields in bodies:
+        body = {"messages": [USER], **fields}
+        shown, _ = ask(body, "/apply-template")
+        _, client = ask(body)
+        assert shown.json()["prompt"] == prompt_of(client.asked[:1])
+    refusing, _ = ask({"messages": [USER], "chat_template_kwargs": {"mood": 1}}, "/apply-template")
+    assert refusing.json()["error"]["param"] == "chat_template_kwargs.mood"
 
 
 def test_thinking_of_earlier_turns_is_dropped() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ktllama.server.app import create_app
 from ktllama.server.protocol.answers import ErrorAnswer
-from ktllama.server.protocol.chat import ChatRequest, TemplateRequest
+from ktllama.server.protocol.chat import ChatRequest
 from ktllama.server.protocol.completion import CompletionRequest
 from ktllama.server.protocol.embedding import EmbeddingRequest
 from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
@@ -27,7 +27,7 @@ PATHS: dict[str, type[Any]] = {
     "/v1/embeddings": EmbeddingRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
-    "/apply-template": TemplateRequest,
+    "/apply-template": ChatRequest,
 }
 TEXT = st.text(max_size=8) | st.sampled_from(
     [*CONTROL, "auto", "user", "assistant", "tool", "function", "\ue000", "\0"]

@@ -120,6 +120,17 @@ def test_no_parallel_calls_leaves_the_first(server: Live) -> None:
     (choice,) = whole(server.chat("WEATHER", tools=TOOLS, parallel_tool_calls=False))["choices"]
 
     assert [name for name, _ in choice["calls"]] == ["get_weather"]
+    assert choice["end"] == ("tool_calls", None)
+
+
+@pytest.mark.parametrize("say", ["WEATHER", "UNCLOSED"])
+def test_no_parallel_calls_generates_nothing_behind_the_first(server: Live, say: str) -> None:
+    answered = whole(server.chat(say, tools=TOOLS, parallel_tool_calls=False, logprobs=True))
+
+    said = SAY[say].partition('{"city": "Zürich"}')
+    (choice,) = answered["choices"]
+    text = b"".join(bytes(token["bytes"]) for token in [*choice["reasoning_logprobs"], *choice["logprobs"]])
+    assert text.decode() == said[0] + said[1]
 
 
 def test_formats_of_reasoning(server: Live) -> None:

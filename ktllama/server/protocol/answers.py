@@ -280,5 +280,4 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "EmbeddingRequest": {"input": ["The sky is blue.", "Grass is green."]},
     "TokenizeRequest": {"content": "The sky is blue.", "with_pieces": True},
     "DetokenizeRequest": {"tokens": [84, 104, 101]},
-    "TemplateRequest": {"messages": [{"role": "user", "content": "What is 17 * 23?"}]},
 }

@@ -99,12 +99,6 @@ class PromptFields(Body):
         return self
 
 
-class TemplateRequest(PromptFields):
-    """The body of /apply-template."""
-
-    model: str | None = Field(default=None, max_length=512)
-
-
 class ChatRequest(OpenAIChatFields, SamplingFields, PromptFields):
     """The body of /v1/chat/completions."""
 
@@ -153,6 +147,10 @@ class ChatRequest(OpenAIChatFields, SamplingFields, PromptFields):
         named = choice.function.name if isinstance(choice, NamedToolChoice) else None
         offered = {tool.function.name for tool in self.tools or ()}
         both_budgets = self.reasoning_budget is not None and self.reasoning_effort is not None
+        switch = None if self.thinking is None else self.thinking.type
+        budget, effort = self.reasoning_budget, self.reasoning_effort
+        none_asked = budget == 0 or effort == "none"
+        some_asked = (budget is not None and budget != 0) or (effort is not None and effort != "none")
         tools_used = bool(self.tools) and choice != "none"
         return [
             (self.stream_options is not None and not self.stream, "stream_options", "needs stream: true"),
@@ -171,5 +169,15 @@ class ChatRequest(OpenAIChatFields, SamplingFields, PromptFields):
                 both_budgets,
                 "reasoning_effort",
                 "cannot be combined with reasoning_budget, which says the same in tokens",
+            ),
+            (
+                switch == "disabled" and some_asked,
+                "thinking",
+                "is disabled, but reasoning_budget or reasoning_effort asks for some",
+            ),
+            (
+                switch == "enabled" and none_asked,
+                "thinking",
+                "is enabled, but reasoning_budget or reasoning_effort asks for none",
             ),
         ]
