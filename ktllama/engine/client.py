@@ -219,7 +219,7 @@ class EngineClient:
                 self._ended_because = f"the engine hung and was ended: {self._pulse.complaint}"
                 process.kill()
                 return
-            if finding == "unresponsive" and self.state in ("starting", "loading", "ready"):
+            if finding == "unresponsive" and self.state in ("loading", "ready"):
                 self._state_when_well = self.state
                 self._enter("unresponsive")
             elif finding == "well" and self.state == "unresponsive":

@@ -22,7 +22,8 @@ class Heartbeat:
 
     It is `unresponsive` once nothing has come from it for `silent_seconds`, or one step has taken `step_seconds`: a
     step of the largest models, with weights streamed over PCIe, takes tens of seconds. One that has been so for
-    `hung_seconds` is ended and started anew; None: never.
+    `hung_seconds` is ended and started anew; None: never. It is judged from its first word on: a Python process on a
+    busy machine may need long for that.
     """
 
     beat_seconds: float = 1.0
@@ -43,6 +44,7 @@ class Pulse:
     def __init__(self, heartbeat: Heartbeat) -> None:
         self._heartbeat = heartbeat
         self._heard = False
+        self._began = False
         self._step_seconds = 0.0
         self._unwell_seconds = 0.0
         #: How long nothing was heard of the process.
@@ -50,13 +52,15 @@ class Pulse:
 
     def heard(self, step_seconds: float | None = None) -> None:
         """Something came from the process; `step_seconds` where it said how long its step has taken."""
-        self._heard = True
+        self._heard = self._began = True
         if step_seconds is not None:
             self._step_seconds = step_seconds
 
     def beat(self) -> Finding:
         """Another `beat_seconds` have passed: how the process is."""
         heartbeat = self._heartbeat
+        if not self._began:
+            return "well"
         self.silent_seconds = 0.0 if self._heard else self.silent_seconds + heartbeat.beat_seconds
         self._heard = False
         if self.silent_seconds < heartbeat.silent_seconds and self._step_seconds < heartbeat.step_seconds:

@@ -141,12 +141,15 @@ class ToolCallParser:
         return self._reader is not None or self._tail is not None or in_block or len(self._held) > 1
 
     def finish(self) -> list[ToolEvent]:
-        """What was held back. A call that was opened and is not complete stays as it is."""
+        """What was held back. A call that was opened and is not complete stays as it is.
+
+        Behind a call, what looks like the beginning of another one or of an end is dropped: the text was cut there.
+        """
         events: list[ToolEvent] = []
-        rest = self._held
+        rest = "" if self._among_calls and self._only_blanks else self._held
         if self._reader is not None and not self._opened:
             self._reader = None
-            rest = self._raw
+            rest = "" if self._among_calls and self._only_blanks else self._raw
             self._among_calls = False
         self._held = self._raw = ""
         if self._reader is None and self._tail is None:

@@ -103,12 +103,11 @@ def from_refused(error: EngineRequestError) -> ApiError:
 
 
 def _context_length(failed: Failed) -> str | None:
-    n_ctx, prompt, wanted = (failed.fields.get(name) for name in ("n_ctx", "prompt_tokens", "max_tokens"))
+    n_ctx, prompt = (failed.fields.get(name) for name in ("n_ctx", "prompt_tokens"))
     if n_ctx is None or prompt is None:
         return None
-    beyond = f" and {wanted} are asked for with max_tokens" if isinstance(wanted, int) and wanted > 0 else ""
     return (
-        f"this model's context is {n_ctx} tokens, but the prompt has {prompt} tokens{beyond}; "
+        f"this model's context is {n_ctx} tokens, but the prompt has {prompt} tokens; "
         "shorten the messages or start the server with a larger --ctx"
     )
 

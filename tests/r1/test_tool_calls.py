@@ -70,6 +70,10 @@ CASES = [
     Case("deepseek-r1", f"{CB}{B}function{SEP}f\n```json\n", f"{CB}{B}function{SEP}f\n```json\n"),
     Case("deepseek-r1", f"text {CB}", f"text {CB}"),
     Case("deepseek-r1", "text <｜tool▁ca", "text <｜tool▁ca"),
+    Case("deepseek-r1", f"{CB}{R1}\n<｜tool▁ca", None, (F,)),
+    Case("deepseek-r1", f"{CB}{R1}\n{B}function{SEP}", None, (F,)),
+    Case("hermes", f'{HERMES}\n<tool_call>{{"name": "f', None, (F,)),
+    Case("hermes", f"{HERMES}\nand <tool", "\nand <tool", (F,)),
     # malformed: comes back
     Case("deepseek-r1", f"{CB} I call nothing {CE}", f"{CB} I call nothing {CE}"),
     Case("deepseek-r1", f"{CB}{B}no separator\n{E}{CE}", f"{CB}{B}no separator\n{E}{CE}"),
