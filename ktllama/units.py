@@ -18,6 +18,11 @@ def format_bytes(n_bytes: int) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {_UNITS[unit]}"
 
 
+def format_number(value: float) -> str:
+    """``7.2475`` → ``7.25``, ``1047.9`` → ``1048``: three significant digits, and never an exponent below 10¹⁵."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def parse_bytes(text: str) -> int:
     """``24G`` → 24 × 2³⁰; ``K``, ``M``, ``G``, ``T`` are binary, as llama.cpp's are.
 

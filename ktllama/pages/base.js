@@ -49,7 +49,6 @@ function showTip(content, x, y) {
   tip.style.top = `${Math.max(edge, below ? y + away : y - away - box.height)}px`;
 }
 function hideTip() { tip.style.visibility = "hidden"; }
-addEventListener("scroll", hideTip, { passive: true });
 
 // --- What says its numbers in an attribute: a title, then lines of a name and a value apart by a tab
 
@@ -60,11 +59,16 @@ function attributeTip(words) {
     el("ul", {}, ...lines.map((line) => el("li", { class: "line" }, ...line.split("\t").map((part) => el("span", {}, part))))),
   ];
 }
+function showTipOf(node) {
+  const box = node.getBoundingClientRect();
+  showTip(attributeTip(node.dataset.tip), box.right, box.bottom);
+}
 for (const node of document.querySelectorAll("[data-tip]")) {
-  const content = () => attributeTip(node.dataset.tip);
-  node.addEventListener("pointermove", (event) => showTip(content(), event.clientX, event.clientY));
+  node.addEventListener("pointermove", (event) => showTip(attributeTip(node.dataset.tip), event.clientX, event.clientY));
   node.addEventListener("pointerleave", hideTip);
-  node.addEventListener("focus", () => { const box = node.getBoundingClientRect(); showTip(content(), box.right, box.bottom); });
+  node.addEventListener("focus", () => showTipOf(node));
   node.addEventListener("blur", hideTip);
 }
 addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
+// what gets the focus is scrolled to, and keeps its tooltip
+addEventListener("scroll", () => { if (document.activeElement?.dataset.tip) showTipOf(document.activeElement); else hideTip(); }, { passive: true });

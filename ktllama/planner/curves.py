@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ktllama.pages.chart import Dot, Line, Tick, chart, linear_ticks, shares
 from ktllama.pages.markup import table
 from ktllama.planner.survey import Outcome, Point, Refusal, Survey
-from ktllama.units import format_bytes
+from ktllama.units import format_bytes, format_number
 
 _GIB = 1 << 30
 
@@ -20,6 +20,8 @@ _WORTH_SAYING = 0.01
 
 #: Labels of an axis that are nearer to each other than this share of it would touch.
 _APART = 0.055
+
+_HEADERS = ("decode", "change", "at its start", "prefill", "ubatch")
 
 #: Refused plans of the second line are drawn this much above those of the first.
 _STEP = 0.07
@@ -94,34 +96,27 @@ def context_sentences(survey: Survey) -> Iterator[str]:
 
 def card_table(survey: Survey) -> str:
     """Every number of the cards' chart."""
-    base, there, series = survey.plan.prediction.decode_tokens_per_second, _there(survey), _card_series(survey)
-    headers = ["card", *(f"{one.name}: {what}" for one in series for what in ("decode", "change", "prefill"))]
-    by_amount = [{point.amount: point for point in one.points} for one in series]
+    base, there = survey.plan.prediction.decode_tokens_per_second, _there(survey)
     rows = []
-    for amount in sorted({amount for known in by_amount for amount in known}):
-        cells = [cell for known in by_amount for cell in _cells(known.get(amount), base)]
-        rows.append((f"{format_bytes(amount)}{', this plan' if amount == there else ''}", *cells))
-    return table(headers, rows, caption="Tokens a second, predicted", right=range(1, len(headers)))
+    for number, series in enumerate(_card_series(survey)):
+        for point in series.points:
+            mark = ", this plan" if number == 0 and point.amount == there else ""
+            rows.append((f"{format_bytes(point.amount)} {series.name}{mark}", *_cells(point, base)))
+    return table(("card", *_HEADERS), rows, caption="Tokens a second, predicted", right=range(1, len(_HEADERS) + 1))
 
 
 def context_table(survey: Survey) -> str:
     """Every number of the contexts' chart."""
     base, here = survey.plan.prediction.decode_tokens_per_second, survey.plan.context.n_ctx
-    headers = ("context", "decode, half full", "change", "prefill", "decode at its start", "ubatch")
     rows = [
-        (
-            f"{point.amount}{', this plan' if point.amount == here else ''}",
-            *_cells(point, base),
-            _start(point),
-            _ubatch(point),
-        )
+        (f"{point.amount}{', this plan' if point.amount == here else ''}", *_cells(point, base))
         for point in survey.contexts
     ]
-    return table(headers, rows, caption="Tokens a second, predicted", right=range(1, len(headers)))
+    return table(("context", *_HEADERS), rows, caption="Tokens a second, predicted", right=range(1, len(_HEADERS) + 1))
 
 
 def _card_series(survey: Survey) -> list[_Series]:
-    beside = {0: "with a card", 1: "one more card beside it"}.get(len(survey.plan.machine.gpus), "one more card")
+    beside = {0: "as the only card", 1: "beside it"}.get(len(survey.plan.machine.gpus), "beside them")
     both = (
         _Series(name=f"in place of {survey.replaced_name}", points=survey.replaced),
         _Series(name=beside, points=survey.added),
@@ -190,9 +185,9 @@ def _dot(point: Point, number: int, x: float, highest: float, title: str, base: 
         return Dot(x=x, y=number * _STEP, title=f"{title}: does not fit", pairs=pairs, kind="refused")
     speed = found.prediction.decode_tokens_per_second
     pairs = (
-        ("decode", f"{speed:.3g} tokens/s{'' if here else f', {_change(speed, base)}'}"),
-        ("at its start", f"{found.start_tokens_per_second:.3g} tokens/s"),
-        ("prefill", f"{found.prediction.prefill_tokens_per_second:.3g} tokens/s"),
+        ("decode", f"{format_number(speed)} tokens/s{'' if here else f', {_change(speed, base)}'}"),
+        ("at its start", f"{format_number(found.start_tokens_per_second)} tokens/s"),
+        ("prefill", f"{format_number(found.prediction.prefill_tokens_per_second)} tokens/s"),
         ("ubatch", _ubatch(point)),
         ("read of host memory", f"{format_bytes(round(found.prediction.host_read_bytes))} a token"),
     )
@@ -205,14 +200,19 @@ def _start_dots(points: Sequence[Point], at: dict[int, float], highest: float) -
             yield Dot(x=at[point.amount], y=point.found.start_tokens_per_second / highest, title="", pairs=())
 
 
-def _cells(point: Point | None, base: float) -> tuple[str, str, str]:
-    if point is None:
-        return ("", "", "")
+def _cells(point: Point, base: float) -> tuple[str, ...]:
+    """What :data:`_HEADERS` name."""
     if isinstance(point.found, Refusal):
-        return ("does not fit", _refused(point), "")
+        return ("does not fit", _refused(point), "", "", "")
     said = point.found.prediction
     speed = said.decode_tokens_per_second
-    return (f"{speed:.3g}", _change(speed, base), f"{said.prefill_tokens_per_second:.3g}")
+    return (
+        format_number(speed),
+        _change(speed, base),
+        _start(point),
+        format_number(said.prefill_tokens_per_second),
+        _ubatch(point),
+    )
 
 
 def _refused(point: Point) -> str:
@@ -223,17 +223,17 @@ def _refused(point: Point) -> str:
 
 def _speed_and_change(point: Point, base: float) -> str:
     speed = point.tokens_per_second
-    return "does not fit" if speed is None else f"{speed:.3g} tokens/s, {_change(speed, base)}"
+    return "does not fit" if speed is None else f"{format_number(speed)} tokens/s, {_change(speed, base)}"
 
 
 def _start(point: Point) -> str:
-    return f"{point.found.start_tokens_per_second:.3g}" if isinstance(point.found, Outcome) else ""
+    return format_number(point.found.start_tokens_per_second) if isinstance(point.found, Outcome) else ""
 
 
 def _ubatch(point: Point) -> str:
     if isinstance(point.found, Refusal):
         return ""
-    return f"{point.found.ubatch}{', host weights streamed' if point.found.op_offload else ''}"
+    return f"{point.found.ubatch}{', streamed' if point.found.op_offload else ''}"
 
 
 def _change(speed: float, base: float) -> str:

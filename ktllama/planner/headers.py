@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from ktllama import devices
@@ -12,7 +13,10 @@ from ktllama.planner.plan import Prediction
 from ktllama.ruleset.wording import harmless
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.translation import Translation
-from ktllama.units import format_bytes
+from ktllama.units import format_bytes, format_number
+
+_NAME_WIDTH = 13
+_WIDTH = 120 - _NAME_WIDTH - len("#  ")
 
 
 def comments(
@@ -26,20 +30,28 @@ def comments(
     yield f"Placement rules for {_line(opened.model.name)}, planned by ktllama."
     yield "They name no model class: give --model FILE.gguf or --preset NAME with them."
     yield ""
-    yield f"planned for   {', '.join(_budget(one) for one in memory)}"
-    yield (
-        f"context       {context.n_ctx} tokens, {context.n_seq_max} at once, KV in {context.type_k}, ubatch "
-        f"{context.n_ubatch}"
+    yield from _entry("planned for", ", ".join(_budget(one) for one in memory))
+    yield from _entry(
+        "context",
+        f"{context.n_ctx} tokens, {context.n_seq_max} at once, KV in {context.type_k}, ubatch {context.n_ubatch}",
     )
     if opened.ruleset.file != NO_RULES:
-        yield f"kept          what {_line(opened.ruleset.file)} fixes"
+        yield from _entry("kept", f"what {_line(opened.ruleset.file)} fixes")
     for one in memory:
-        yield f"{one.device:<13} {_parts(one)}"
-    yield (
-        f"predicted     {prediction.decode_tokens_per_second:.3g} tokens/s decode, "
-        f"{prediction.prefill_tokens_per_second:.3g} prefill; {format_bytes(round(prediction.host_read_bytes))} read "
-        f"from host memory a token; host at {machine.cpu.bandwidth / 1e9:.0f} GB/s"
+        yield from _entry(one.device, _parts(one))
+    yield from _entry(
+        "predicted",
+        f"{format_number(prediction.decode_tokens_per_second)} tokens/s decode, "
+        f"{format_number(prediction.prefill_tokens_per_second)} prefill; "
+        f"{format_bytes(round(prediction.host_read_bytes))} read from host memory a token; host at "
+        f"{machine.cpu.bandwidth / 1e9:.0f} GB/s",
     )
+
+
+def _entry(name: str, text: str) -> Iterator[str]:
+    """``text`` beside its name, on as many lines as it takes."""
+    for number, line in enumerate(textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)):
+        yield f"{'' if number else name:<{_NAME_WIDTH}} {line}"
 
 
 def _budget(one: DeviceMemory) -> str:

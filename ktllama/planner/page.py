@@ -13,7 +13,7 @@ from ktllama.planner.memory_bars import bars
 from ktllama.planner.plan import Plan
 from ktllama.planner.survey import Survey
 from ktllama.ruleset.wording import harmless, shown
-from ktllama.units import format_bytes
+from ktllama.units import format_bytes, format_number
 
 _PACKAGE = "ktllama.planner"
 _STYLES = ("base.css", "tips.css", "layers.css", "chart.css")
@@ -88,8 +88,8 @@ def _facts(plan: Plan) -> list[str]:
 def _totals(plan: Plan) -> list[tuple[str, str]]:
     said, context = plan.prediction, plan.context
     return [
-        ("decode", f"{said.decode_tokens_per_second:.3g} tokens/s"),
-        ("prefill", f"{said.prefill_tokens_per_second:.3g} tokens/s"),
+        ("decode", f"{format_number(said.decode_tokens_per_second)} tokens/s"),
+        ("prefill", f"{format_number(said.prefill_tokens_per_second)} tokens/s"),
         ("context", f"{context.n_ctx} tokens" + (f", {context.n_seq_max} at once" if context.n_seq_max > 1 else "")),
         ("ubatch", str(context.n_ubatch)),
         ("host memory read", f"{format_bytes(round(said.host_read_bytes))} a token"),
@@ -109,8 +109,8 @@ def _candidates(plan: Plan) -> str:
         (
             str(one.ubatch),
             "streamed to a GPU" if one.op_offload else "used where they are",
-            f"{one.decode_tokens_per_second:.3g}",
-            f"{one.prefill_tokens_per_second:.3g}",
+            format_number(one.decode_tokens_per_second),
+            format_number(one.prefill_tokens_per_second),
             *(format_bytes(one.compute_bytes.get(name, 0)) for name in names),
         )
         for one in plan.candidates

@@ -10,7 +10,7 @@ import pytest
 from ktllama.planner import curves
 from ktllama.planner.page import render
 from ktllama.planner.survey import Survey
-from ktllama.units import format_bytes
+from ktllama.units import format_bytes, format_number
 from tests.pages.reader import read
 from tests.planner.surveys import lite_plan, survey
 
@@ -78,12 +78,12 @@ def test_plans_that_do_not_fit_are_drawn_as_such_and_say_why(text: str) -> None:
 def test_what_other_cards_and_contexts_give_is_said_in_words(made: Survey) -> None:
     base = made.plan.prediction.decode_tokens_per_second
     assert list(curves.card_sentences(made)) == [
-        f"One more card of 8 GiB: {base * 1.25:.3g} tokens/s, 25% faster.",
-        f"A card of 16 GiB in place of cuda:0: {base * 1.5:.3g} tokens/s, 50% faster.",
-        f"A card of 80 GiB in place of cuda:0: {base * 3:.3g} tokens/s, 3.0 times as fast.",
+        f"One more card of 8 GiB: {format_number(base * 1.25)} tokens/s, 25% faster.",
+        f"A card of 16 GiB in place of cuda:0: {format_number(base * 1.5)} tokens/s, 50% faster.",
+        f"A card of 80 GiB in place of cuda:0: {format_number(base * 3)} tokens/s, 3.0 times as fast.",
     ]
     assert list(curves.context_sentences(made)) == [
-        f"16384 tokens instead of 8192: {base * 0.8:.3g} tokens/s, 20% slower with half of it full; {base:.3g} at its "
+        f"16384 tokens instead of 8192: {format_number(base * 0.8)} tokens/s, 20% slower with half of it full; {format_number(base)} at its "
         "start.",
         "32768 tokens do not fit: the buffers are too large.",
     ]
@@ -99,17 +99,32 @@ def test_where_no_card_helps_that_is_all_that_is_said(made: Survey) -> None:
 def test_the_numbers_of_the_charts_are_in_tables(made: Survey) -> None:
     base = made.plan.prediction.decode_tokens_per_second
     assert cells(curves.card_table(made)) == [
-        ["card", "in place of cuda:0: decode", "in place of cuda:0: change", "in place of cuda:0: prefill",
-         "one more card beside it: decode", "one more card beside it: change", "one more card beside it: prefill"],
-        ["4 GiB", "does not fit", "3 GiB of host memory too little", "", "", "", ""],
-        ["8 GiB, this plan", f"{base:.3g}", "as fast", "100", f"{base * 1.25:.3g}", "25% faster", "100"],
-        ["16 GiB", f"{base * 1.5:.3g}", "50% faster", "100", f"{base * 1.252:.3g}", "25% faster", "100"],
-        ["80 GiB", f"{base * 3:.3g}", "3.0 times as fast", "100", "", "", ""],
-    ]  # fmt: skip
+        ["card", "decode", "change", "at its start", "prefill", "ubatch"],
+        ["4 GiB in place of cuda:0", "does not fit", "3 GiB of host memory too little", "", "", ""],
+        [
+            "8 GiB in place of cuda:0, this plan",
+            format_number(base),
+            "as fast",
+            format_number(base * 1.1),
+            "100",
+            "512",
+        ],
+        ["16 GiB in place of cuda:0", format_number(base * 1.5), "50% faster", format_number(base * 1.5), "100", "512"],
+        [
+            "80 GiB in place of cuda:0",
+            format_number(base * 3),
+            "3.0 times as fast",
+            format_number(base * 3),
+            "100",
+            "512",
+        ],
+        ["8 GiB beside it", format_number(base * 1.25), "25% faster", format_number(base * 1.25), "100", "512"],
+        ["16 GiB beside it", format_number(base * 1.252), "25% faster", format_number(base * 1.252), "100", "512"],
+    ]
     assert cells(curves.context_table(made))[1:] == [
-        ["4096", f"{base * 1.1:.3g}", "10% faster", "100", f"{base * 1.2:.3g}", "512"],
-        ["8192, this plan", f"{base:.3g}", "as fast", "100", f"{base * 1.1:.3g}", "512"],
-        ["16384", f"{base * 0.8:.3g}", "20% slower", "100", f"{base:.3g}", "512, host weights streamed"],
+        ["4096", format_number(base * 1.1), "10% faster", format_number(base * 1.2), "100", "512"],
+        ["8192, this plan", format_number(base), "as fast", format_number(base * 1.1), "100", "512"],
+        ["16384", format_number(base * 0.8), "20% slower", format_number(base), "100", "512, streamed"],
         ["32768", "does not fit", "the buffers are too large", "", "", ""],
     ]
 
