@@ -45,7 +45,7 @@ class LoadLog:
     ``layers`` maps every block, and the output as the last, to its device; ``kv`` every layer that has a KV cache,
     ``recurrent`` every layer that has a recurrent state, all of which together take ``state_bytes``.
     ``asked`` holds the tensors that llama.cpp looked for, in order and with repeats (some do not exist); ``unused``
-    those it found and left on disk. Sizes are by buffer type, in the order printed, repeats added up, in bytes as far
+    those it found and left on disk. Sizes are by buffer type, in the order printed, in bytes as far
     as two decimals of a MiB say. ``graph_splits`` and ``graph_nodes`` are (prefill, decode).
     """
 
@@ -172,7 +172,9 @@ class _Reader:
         _add(self.kv_bytes, found["buffer"], _bytes(found["mib"]))
 
     def take_compute_size(self, found: re.Match[str]) -> None:
-        _add(self.compute_bytes, found["buffer"], _bytes(found["mib"]))
+        # runs of one device share one allocator: a real load prints it once, a dry run for every run
+        # (ggml_gallocr_get_buffer_size leaves repeats out, ggml_gallocr_reserve_n_size does not)
+        self.compute_bytes[found["buffer"]] = max(_bytes(found["mib"]), self.compute_bytes.get(found["buffer"], 0))
 
     def take_cache(self, found: re.Match[str]) -> None:
         self.caches.append(
