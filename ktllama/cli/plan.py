@@ -17,6 +17,8 @@ from ktllama.planner import budgets
 from ktllama.planner.wishes import ContextWishes
 
 if TYPE_CHECKING:
+    from ktllama.devices import DeviceMap
+    from ktllama.measuring.planned import MeasuredSpeeds
     from ktllama.planner.machine import Machine
     from ktllama.planner.plan import Plan
     from ktllama.planner.survey import Survey
@@ -39,6 +41,9 @@ def _budget_options(command: _Command) -> _Command:
             click.option("--margin", metavar="SIZE", default="512M", show_default=True, help="Kept free on each."),
             click.option("--bandwidth", multiple=True, metavar="DEVICE=SPEED",
                          help="What a device reads of its memory a second, such as cpu=200G.  [default: assumed]"),
+            click.option("--speeds", type=click.Choice(("auto", "measured", "assumed")), default="auto",
+                         show_default=True,
+                         help="auto: measured by ktllama tune where they are and the plan is for this machine."),
             click.option("--link-bandwidth", metavar="SPEED",
                          help="From the host to a GPU a second.  [default: 25G, assumed]"),
         )
@@ -60,7 +65,7 @@ def _context_options(command: _Command) -> _Command:
             click.option("--op-offload", type=click.Choice(("auto", "on", "off")), default="auto", show_default=True,
                          help="Use host weights on a GPU in prefill."),
             click.option("--threads", type=click.IntRange(1, 512),
-                         help="CPU threads.  [default: this machine's cores if --ram is detected, else left open]"),
+                         help="CPU threads.  [default: measured best, or this machine's cores if --ram is detected]"),
         )
     ):  # fmt: skip
         command = option(command)
@@ -114,8 +119,9 @@ def command(
     if (model, preset, config, rules) == (None, None, None, None):
         raise click.UsageError("Which model? Give --model FILE.gguf, --preset NAME or --config CONFIG.")
     _check_files(output, page, (model, rules), force=force)
-    task = _Task(for_machine=_machine(words, chosen), wishes=_wishes(words), rules=rules, model=model, preset=preset,
-                 config=config)  # fmt: skip
+    for_machine = _machine(words, chosen)
+    wishes = _wishes(words, measured=for_machine.measured is not None)
+    task = _Task(for_machine=for_machine, wishes=wishes, rules=rules, model=model, preset=preset, config=config)
     if page is None:
         made = _plan(task)
     else:
@@ -138,6 +144,7 @@ def command(
 class _ForMachine:
     machine: Machine
     options: Options
+    measured: MeasuredSpeeds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +186,7 @@ def _plan(task: _Task) -> Plan:
         config=task.config,
         options=options,
         session=session,
+        measured=task.for_machine.measured,
     )
 
 
@@ -202,6 +210,7 @@ def _survey(task: _Task) -> Survey:
             preset=task.preset,
             config=task.config,
             options=options,
+            measured=task.for_machine.measured,
         ) as ready,
     ):
         return survey(ready, progress)
@@ -238,10 +247,32 @@ def _machine(words: dict[str, Any], chosen: Options) -> _ForMachine:
     elif ram == budgets.DETECTED:
         host = budgets.host_memory()
     machine = hardware.machine(sizes, host, bandwidth=speeds, link_bandwidth=link, descriptions=descriptions)
-    return _ForMachine(machine=machine, options=chosen)
+    return _ForMachine(machine=machine, options=chosen, measured=_measured(words, chosen.device_map))
 
 
-def _wishes(words: dict[str, Any]) -> ContextWishes:
+def _measured(words: dict[str, Any], device_map: DeviceMap) -> MeasuredSpeeds | None:
+    """What was measured of this machine, if it is to be used.
+
+    Raises:
+        NotMeasuredError: when it must be and there is nothing.
+    """
+    given = [name for name in ("bandwidth", "link_bandwidth") if words[name]]
+    if words["speeds"] == "measured" and given:
+        raise click.UsageError(f"--speeds measured and --{given[0].replace('_', '-')} exclude each other.")
+    here = budgets.DETECTED in (words["ram"], words["vram"])
+    if words["speeds"] == "assumed" or given or (words["speeds"] == "auto" and not here):
+        return None
+    from ktllama.measuring.planned import MeasuredSpeeds, NotMeasuredError, kept
+
+    path, speeds = kept(os.environ)
+    if speeds is None:
+        if words["speeds"] == "measured":
+            raise NotMeasuredError(str(path))
+        return None
+    return MeasuredSpeeds(speeds=speeds, device_map=device_map)
+
+
+def _wishes(words: dict[str, Any], *, measured: bool) -> ContextWishes:
     here = budgets.DETECTED in (words["ram"], words["vram"])
     offload = {"auto": None, "on": True, "off": False}[words["op_offload"]]
     return ContextWishes(
@@ -251,7 +282,7 @@ def _wishes(words: dict[str, Any]) -> ContextWishes:
         flash_attn=cast(Literal["auto", "on", "off"], words["flash_attn"]),
         ubatch=_ubatch(words["ubatch"]),
         op_offload=offload,
-        n_threads=words["threads"] or (budgets.n_physical_cores() if here else None),
+        n_threads=words["threads"] or (budgets.n_physical_cores() if here and not measured else None),
         margin=budgets.parse_margin(words["margin"]),
     )
 

@@ -66,6 +66,18 @@ def kv_bytes_per_token(
     return k_bytes + _row_bytes(_head_length(model, "value") * n_head_kv, type_v)
 
 
+def attention_operations(model: ModelFile, layer: int, n_tokens: float) -> float:
+    """Multiplications and additions of one token's attention over ``n_tokens`` in the KV cache of ``layer``.
+
+    Every query head is held against every key and weighs every value. With MLA keys and values are the latent ones
+    (``kv_lora_rank`` + rope and ``kv_lora_rank`` values), the same for all heads. 0 for a recurrent layer.
+    """
+    if layer in recurrent_layers(model):
+        return 0.0
+    heads = _of_layer(model, "attention.head_count", layer) or 0
+    return 2.0 * heads * (_head_length(model, "key") + _head_length(model, "value")) * n_tokens
+
+
 def recurrent_layers(model: ModelFile) -> frozenset[int]:
     """The layers that keep a recurrent state in place of a KV cache."""
     known = architectures.find(model)

@@ -1,8 +1,10 @@
 """How long a decoded token takes under an assignment, predicted.
 
 Decode reads weights: a part costs its bytes over the bandwidth of the device that holds it, or its operations over
-that device's rate for the type where that is longer. Devices work one after another, and every change of device costs
-a synchronisation. A layer's output is added where the layer is, so matrices elsewhere cost the way there and back.
+that device's rate for the type where that is longer; where seconds a byte were measured, those. A KV cache costs its
+bytes, or attention's operations. Devices work one after another, every node of the graph costs a little, and every
+change of device a synchronisation. A layer's output is added where the layer is, so matrices elsewhere cost the way
+there and back.
 """
 
 from __future__ import annotations
@@ -36,12 +38,22 @@ class Assignment:
 
 def part_seconds(part: Part, processor: Processor) -> float:
     """Time to read ``part`` for one token on ``processor``."""
-    return sum(n_bytes * _seconds_per_byte(tensor_type, processor) for tensor_type, n_bytes in part.reads)
+    measured = processor.expert_seconds if part.chosen else processor.read_seconds
+    return sum(
+        n_bytes * (measured.get(tensor_type) or _seconds_per_byte(tensor_type, processor))
+        for tensor_type, n_bytes in part.reads
+    )
 
 
 def core_seconds(layer: Layer, processor: Processor) -> float:
-    """Time of a layer's core, its KV cache included, for one token on ``processor``."""
-    return part_seconds(layer.core, processor) + layer.kv_read_bytes / processor.bandwidth
+    """Time of a layer's core, its KV cache and the nodes of its graph included, for one token on ``processor``."""
+    return part_seconds(layer.core, processor) + beside_seconds(layer, processor)
+
+
+def beside_seconds(layer: Layer, processor: Processor) -> float:
+    """What a layer costs beside its weights: attention over its KV cache, and the nodes of its graph."""
+    attention = max(layer.kv_read_bytes / processor.bandwidth, layer.attention_operations * processor.attention_seconds)
+    return attention + layer.n_nodes * processor.node_seconds
 
 
 def token_seconds(model: ModelParts, assignment: Assignment, machine: Machine) -> float:
@@ -50,10 +62,10 @@ def token_seconds(model: ModelParts, assignment: Assignment, machine: Machine) -
         part_seconds(part, machine.processor(device)) for part, device in parts_with_devices(model, assignment)
     )
     reading += sum(
-        layer.kv_read_bytes / machine.processor(core).bandwidth
+        beside_seconds(layer, machine.processor(core))
         for layer, core in zip(model.layers, assignment.cores, strict=True)
     )
-    return reading + machine.crossing_seconds * n_crossings(assignment)
+    return reading + machine.token_seconds + machine.crossing_seconds * n_crossings(assignment)
 
 
 def host_read_bytes(model: ModelParts, assignment: Assignment) -> float:

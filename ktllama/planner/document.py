@@ -20,6 +20,7 @@ def plan_document(plan: Plan) -> dict[str, object]:
         "memory": [_memory(one) for one in plan.memory],
         "prediction": asdict(plan.prediction),
         "candidates": [{**asdict(one), "compute_bytes": dict(one.compute_bytes)} for one in plan.candidates],
+        "speeds": "measured" if plan.machine.measured else "assumed",
         "bandwidth": {one.name: one.bandwidth for one in plan.machine.processors},
         "link_bandwidth": plan.machine.link_bandwidth,
         "stand_ins": list(plan.stand_ins),

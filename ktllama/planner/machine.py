@@ -12,6 +12,10 @@ class Processor:
 
     ``bandwidth`` is what it reads of its own memory, in bytes a second; ``flops`` what it multiplies with weights of a
     ggml type (``Q4_K``), in operations a second, ``default_flops`` for types that are not listed.
+
+    What was measured of decode replaces what follows from these: ``read_seconds`` and ``expert_seconds`` are seconds
+    for each byte that a token reads of weights of a type, in whole matrices and in chosen experts;
+    ``attention_seconds`` for each operation of its attention, ``node_seconds`` for each node of its graph.
     """
 
     name: str
@@ -19,6 +23,10 @@ class Processor:
     bandwidth: float
     default_flops: float
     flops: Mapping[str, float] = field(default_factory=dict)
+    read_seconds: Mapping[str, float] = field(default_factory=dict)
+    expert_seconds: Mapping[str, float] = field(default_factory=dict)
+    attention_seconds: float = 0.0
+    node_seconds: float = 0.0
 
     def flops_of(self, tensor_type: str) -> float:
         """Operations a second with weights of ``tensor_type``."""
@@ -30,13 +38,16 @@ class Machine:
     """The host and its GPUs.
 
     ``link_bandwidth`` is from host memory to a GPU, in bytes a second; ``crossing_seconds`` what it costs a decoded
-    token to go from one device to another.
+    token to go from one device to another, ``token_seconds`` what it costs whatever it reads. ``measured`` says that
+    the speeds are this machine's and not assumed.
     """
 
     cpu: Processor
     gpus: tuple[Processor, ...] = ()
     link_bandwidth: float = 25e9
     crossing_seconds: float = 20e-6
+    token_seconds: float = 0.0
+    measured: bool = False
 
     @property
     def processors(self) -> tuple[Processor, ...]:

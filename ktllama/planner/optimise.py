@@ -284,8 +284,8 @@ class _Search:
 
 def _like(layer: Layer) -> tuple[object, ...]:
     """What decides a layer's options: everything but its number and its tensors' names."""
-    parts = ((part.n_bytes, part.reads, part.device) for part in (layer.core, *layer.matrices))
-    return (layer.device, layer.kv_bytes, layer.kv_read_bytes, *parts)
+    parts = ((part.n_bytes, part.reads, part.device, part.chosen) for part in (layer.core, *layer.matrices))
+    return (layer.device, layer.kv_bytes, layer.kv_read_bytes, layer.attention_operations, layer.n_nodes, *parts)
 
 
 def _pareto(n_bytes: NDArray[np.int64], seconds: NDArray[np.float64], room: int) -> NDArray[np.int64]:

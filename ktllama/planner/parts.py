@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ktllama import devices
-from ktllama.model.kv_cache import kv_bytes_per_token, n_cells, state_bytes
+from ktllama.model.kv_cache import attention_operations, kv_bytes_per_token, n_cells, state_bytes
 from ktllama.model.model_file import TOKEN_EMBEDDING, Tensor
 from ktllama.model.modules import ModuleTree, block_of
 from ktllama.placing.ir import Placement
@@ -28,13 +28,15 @@ _ORDER_OF_USE = tuple(f"ffn_{word}{kind}" for word in ("gate_up", "gate", "up", 
 class Part:
     """Tensors that go together. ``reads`` is what one decoded token reads of their ``n_bytes``, by ggml type.
 
-    ``device`` is where the rules want them, None where they leave it open.
+    ``chosen`` says that a token reads only the experts that a router chose. ``device`` is where the rules want them,
+    None where they leave it open.
     """
 
     tensors: tuple[str, ...]
     n_bytes: int
     reads: tuple[tuple[str, float], ...]
     device: str | None = None
+    chosen: bool = False
 
     @property
     def read_bytes(self) -> float:
@@ -48,7 +50,8 @@ class Layer:
 
     ``core`` is what follows the attention, ``kv_bytes`` its KV cache or state, ``kv_read_bytes`` what a token reads of
     it halfway through the context; ``matrices`` are ordered as they are used; ``fixed`` are parts of the core that
-    rules put elsewhere.
+    rules put elsewhere. ``attention_operations`` are multiplications and additions of a token's attention there,
+    ``n_nodes`` the nodes of llama.cpp's graph that decodes it; 0 where it was not asked.
     """
 
     index: int
@@ -58,6 +61,8 @@ class Layer:
     kv_read_bytes: float
     matrices: tuple[Part, ...]
     fixed: tuple[Part, ...] = ()
+    attention_operations: float = 0.0
+    n_nodes: float = 0.0
 
     @property
     def core_bytes(self) -> int:
@@ -94,6 +99,12 @@ def cut(placement: Placement, context: ContextOptions, tree: ModuleTree | None =
     With ``tree`` matrices that one module owns are one part, since a rule gives a module one device.
     """
     return _Cutter(placement, context, tree).parts()
+
+
+def with_nodes(parts: ModelParts, n_nodes: int) -> ModelParts:
+    """``parts`` with the nodes of llama.cpp's graph for a decoded token spread over the layers."""
+    each = n_nodes / len(parts.layers)
+    return dataclasses.replace(parts, layers=tuple(dataclasses.replace(layer, n_nodes=each) for layer in parts.layers))
 
 
 class _Cutter:
@@ -152,6 +163,7 @@ class _Cutter:
                 for stem in sorted(by_stem, key=_ORDER_OF_USE.index)
             ),
             fixed=self._fixed_parts(elsewhere, 1.0),
+            attention_operations=attention_operations(self.model, index, half),
         )
 
     def _matrices(self, names: list[str]) -> dict[str, list[str]]:
@@ -187,6 +199,7 @@ class _Cutter:
             n_bytes=sum(self.tensors[name].n_bytes for name in names),
             reads=tuple(reads.items()),
             device=fixed.pop() if len(fixed) == 1 else None,
+            chosen=any("_exps." in name for name in names),
         )
 
     def _fixed_parts(self, names: list[str], share: float) -> tuple[Part, ...]:

@@ -47,7 +47,8 @@ class Plan:
     ``rules`` is a rule file; translated it gives ``translation``, with the settings in it. ``memory`` is by device, the
     GPUs in their order and the host last. ``candidates`` are the ubatches that were weighed. ``stand_ins`` names the
     devices (llama.cpp's names) that the CPU played in the dry run, ``rounds`` counts the placements that it was asked
-    about. ``flash_attention`` is what llama.cpp made of the context's wish, ``notes`` what else is worth knowing.
+    about. ``flash_attention`` is what llama.cpp made of the context's wish, ``n_nodes`` the length of its graph for
+    a decoded token, ``notes`` what else is worth knowing.
     """
 
     rules: str
@@ -61,4 +62,5 @@ class Plan:
     stand_ins: tuple[str, ...]
     flash_attention: bool | None
     rounds: int
+    n_nodes: int = 0
     notes: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from ktllama.planner.machine import Machine
 from ktllama.planner.memory import DeviceMemory, padding_bytes, streamed_bytes, weight_bytes
 from ktllama.planner.notes import notes
 from ktllama.planner.opening import open_rules, sparse_file
-from ktllama.planner.parts import ModelParts, cut
+from ktllama.planner.parts import ModelParts, cut, with_nodes
 from ktllama.planner.plain_overrides import plain
 from ktllama.planner.plan import Candidate, Plan, Prediction
 from ktllama.planner.prefill import prefill_seconds
@@ -41,6 +41,9 @@ from ktllama.translation import Options, Translation, analyse
 
 _MAX_ROUNDS = 8
 
+#: Gives a machine and wishes with what was measured for a model (:mod:`ktllama.measuring.planned`).
+Measured = Callable[[ModelFile, Machine, ContextWishes], tuple[Machine, ContextWishes]]
+
 
 def plan(
     rules: str | os.PathLike[str] | Ruleset | None = None,
@@ -52,6 +55,7 @@ def plan(
     config: str | os.PathLike[str] | None = None,
     options: Options | None = None,
     session: DryRunSession | None = None,
+    measured: Measured | None = None,
 ) -> Plan:
     """The fastest plan for a model on ``machine`` that leaves what ``rules`` fix where it is (None: nothing is fixed).
 
@@ -67,8 +71,10 @@ def plan(
     options = options or Options()
     with (
         session or sessions.start(machine, options.device_map) as running,
-        planner(rules, model, running, machine=machine, wishes=wishes, preset=preset, config=config, options=options)
-        as ready,
+        planner(
+            rules, model, running, machine=machine, wishes=wishes, preset=preset, config=config, options=options,
+            measured=measured,
+        ) as ready,
     ):  # fmt: skip
         return ready.plan()
 
@@ -84,13 +90,17 @@ def planner(
     preset: str | None = None,
     config: str | os.PathLike[str] | None = None,
     options: Options | None = None,
+    measured: Measured | None = None,
 ) -> Iterator[Planner]:
     """What :func:`plan` plans with, for callers that make several plans; raises what it does.
 
-    ``session`` knows all devices that any of the plans is for, and stays open.
+    ``session`` knows all devices that any of the plans is for, and stays open. ``measured`` puts measured speeds in
+    place of assumed ones, once it is known for which model.
     """
     opened = open_rules(rules, model, preset, config, options or Options(), machine)
     wanted = settled(wishes or ContextWishes(), opened.model)
+    if measured is not None:
+        machine, wanted = measured(opened.model, machine, wanted)
     with sparse_file(opened.model) as path:
         yield Planner(opened, machine, wanted, session, path)
 
@@ -143,6 +153,7 @@ class Planner:
         gpus = sorted(machine.gpus, key=lambda gpu: -(gpu.memory_bytes or 0))
         self.stream_gpu = gpus[0].name if gpus else None
         self.rounds = 0
+        self.n_nodes = 0  # of the graph that decodes a token, once llama.cpp has said it
 
     def plan(self) -> Plan:
         """The plan.
@@ -152,6 +163,7 @@ class Planner:
         """
         parts = cut(self.opened.placement, self.wishes.context(self.wishes.ubatches[0]), self.opened.resolution.tree)
         weighed = self._weigh(parts)
+        parts = with_nodes(parts, self.n_nodes)
         chosen, assignment = self._choose(parts, weighed)
         context = self.wishes.context(chosen.candidate.ubatch)
         proposal, memory = self._fit(parts, context, chosen, assignment)
@@ -194,6 +206,8 @@ class Planner:
             if isinstance(done, LlamaCppError):
                 failure = done
                 continue
+            if done.log.graph_nodes is not None:
+                self.n_nodes = done.log.graph_nodes[1]
             for streamed in filled:
                 compute = self._compute(done)
                 reserve = self._reserve(compute, streamed_bytes(streamed) if streamed.prefill_devices else 0)
@@ -398,6 +412,7 @@ class Planner:
             stand_ins=tuple(name for name in proposal.done.stand_ins if name in translation.settings.devices),
             flash_attention=proposal.done.log.flash_attention,
             rounds=self.rounds,
+            n_nodes=self.n_nodes,
             notes=notes(translation, memory, self.machine),
         )
 

@@ -15,7 +15,7 @@ from ktllama.planner.budgets import MAX_GPUS
 from ktllama.planner.cost import token_seconds
 from ktllama.planner.errors import PlanError
 from ktllama.planner.machine import Machine, Processor
-from ktllama.planner.parts import cut
+from ktllama.planner.parts import cut, with_nodes
 from ktllama.planner.plan import Plan, Prediction
 from ktllama.planner.planning import Planner
 
@@ -176,8 +176,11 @@ def _tried(planner: Planner) -> Outcome | Refusal:
 
 
 def _outcome(planner: Planner, made: Plan) -> Outcome:
-    parts = cut(planner.opened.placement, made.context, planner.opened.resolution.tree)
-    empty = replace(parts, layers=tuple(replace(layer, kv_read_bytes=0.0) for layer in parts.layers))
+    parts = with_nodes(cut(planner.opened.placement, made.context, planner.opened.resolution.tree), made.n_nodes)
+    empty = replace(
+        parts,
+        layers=tuple(replace(layer, kv_read_bytes=0.0, attention_operations=0.0) for layer in parts.layers),
+    )
     return Outcome(
         prediction=made.prediction,
         start_tokens_per_second=1 / token_seconds(empty, made.assignment, made.machine),

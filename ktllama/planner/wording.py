@@ -51,9 +51,16 @@ def predicted_lines(plan: Plan) -> list[str]:
         f"decode   {format_number(said.decode_tokens_per_second)} tokens/s with half the context full; "
         f"{format_bytes(round(said.host_read_bytes))} of host memory read a token, {said.crossings} crossings",
         f"prefill  {format_number(said.prefill_tokens_per_second)} tokens/s",
-        f"for GB/s of {speeds}, link {plan.machine.link_bandwidth / 1e9:.0f}; "
-        "assumed unless given (--bandwidth, --link-bandwidth)",
+        f"for GB/s of {speeds}, link {plan.machine.link_bandwidth / 1e9:.0f}; {_source(plan)}",
     ]
+
+
+def _source(plan: Plan) -> str:
+    if not plan.machine.measured:
+        return "assumed unless given (--bandwidth, --link-bandwidth)"
+    assumed = [gpu.name for gpu in plan.machine.gpus if not gpu.read_seconds]
+    rest = f"; those of {', '.join(assumed)} assumed" if assumed else ""
+    return f"measured on this machine, by type of weights{rest}"
 
 
 def note_lines(plan: Plan) -> list[str]:

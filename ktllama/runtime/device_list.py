@@ -70,7 +70,7 @@ def buffer_devices(library: Library) -> dict[str, str]:
         handle = handle_of(library, device.name)
         found.setdefault(device.buffer_type, device.name)
         host: int | None = library.call("ggml_backend_dev_host_buffer_type", handle)
-        for extra in [*([host] if host else []), *_extra_buffer_types(library, handle)]:
+        for extra in [*([host] if host else []), *extra_buffer_types(library, handle)]:
             found.setdefault(library.text("ggml_backend_buft_name", extra), buffer_device(library, extra))
     return found
 
@@ -99,7 +99,7 @@ def _is_retired(library: Library, handle: int) -> bool:
     return library.text("ggml_backend_dev_description", handle) in library.retired
 
 
-def _extra_buffer_types(library: Library, device: int) -> list[int]:
+def extra_buffer_types(library: Library, device: int) -> list[int]:
     """The device's extra buffer types, such as ``CPU_REPACK`` (ggml-backend.h, ggml_backend_dev_get_extra_bufts_t)."""
     registry: int | None = library.call("ggml_backend_dev_backend_reg", device)
     if not registry:

@@ -37,6 +37,10 @@ class _GgufInitParams(ctypes.Structure):
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 
 
+class _GgmlInitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
 #: function → (result type, argument types)
 _PROTOTYPES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_backend_dev_count": (_SIZE, ()),
@@ -64,6 +68,27 @@ _PROTOTYPES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "ggml_backend_tensor_get": (None, (_POINTER, _POINTER, _SIZE, _SIZE)),
     "ggml_backend_rpc_add_server": (_POINTER, (_TEXT,)),
     "ggml_backend_rpc_start_server": (None, (_TEXT, _TEXT, _SIZE, _SIZE, ctypes.POINTER(_POINTER))),
+    "ggml_backend_dev_supports_op": (ctypes.c_bool, (_POINTER, _POINTER)),
+    "ggml_backend_dev_init": (_POINTER, (_POINTER, _TEXT)),
+    "ggml_backend_free": (None, (_POINTER,)),
+    "ggml_backend_synchronize": (None, (_POINTER,)),
+    "ggml_backend_graph_compute": (ctypes.c_int, (_POINTER, _POINTER)),
+    "ggml_backend_cpu_set_n_threads": (None, (_POINTER, ctypes.c_int)),
+    "ggml_backend_alloc_ctx_tensors_from_buft": (_POINTER, (_POINTER, _POINTER)),
+    "ggml_backend_buffer_free": (None, (_POINTER,)),
+    "ggml_backend_tensor_set": (None, (_POINTER, _POINTER, _SIZE, _SIZE)),
+    "ggml_init": (_POINTER, (_GgmlInitParams,)),
+    "ggml_free": (None, (_POINTER,)),
+    "ggml_tensor_overhead": (_SIZE, ()),
+    "ggml_graph_overhead_custom": (_SIZE, (_SIZE, ctypes.c_bool)),
+    "ggml_new_graph_custom": (_POINTER, (_POINTER, _SIZE, ctypes.c_bool)),
+    "ggml_build_forward_expand": (None, (_POINTER, _POINTER)),
+    "ggml_new_tensor_4d": (_POINTER, (_POINTER, ctypes.c_int, *(ctypes.c_int64,) * 4)),
+    "ggml_nbytes": (_SIZE, (_POINTER,)),
+    "ggml_add": (_POINTER, (_POINTER, _POINTER, _POINTER)),
+    "ggml_mul_mat": (_POINTER, (_POINTER, _POINTER, _POINTER)),
+    "ggml_mul_mat_id": (_POINTER, (_POINTER, _POINTER, _POINTER, _POINTER)),
+    "ggml_flash_attn_ext": (_POINTER, (*(_POINTER,) * 5, *(ctypes.c_float,) * 3)),
     "gguf_init_from_file": (_POINTER, (_TEXT, _GgufInitParams)),
     "gguf_free": (None, (_POINTER,)),
     "gguf_get_data_offset": (_SIZE, (_POINTER,)),
@@ -189,6 +214,20 @@ def require_pinned_version() -> None:
             f"llama-cpp-python {found} is installed; ktllama reads the log of {PINNED_VERSION}, and another version "
             f"words it differently: {INSTALL}"
         )
+
+
+@contextmanager
+def ggml_context(library: Library, n_tensors: int) -> Iterator[int]:
+    """A ``ggml_context`` with room for ``n_tensors`` tensors and graphs of as many nodes; their data lies elsewhere."""
+    n_bytes = n_tensors * library.call("ggml_tensor_overhead")
+    n_bytes += 2 * library.call("ggml_graph_overhead_custom", n_tensors, False)
+    handle: int | None = library.call("ggml_init", _GgmlInitParams(n_bytes, None, True))
+    if not handle:
+        raise LlamaCppError("ggml has no memory for a graph")
+    try:
+        yield handle
+    finally:
+        library.call("ggml_free", handle)
 
 
 @contextmanager

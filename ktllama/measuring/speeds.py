@@ -1,0 +1,63 @@
+"""What was measured of one machine's devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ktllama.runtime.op_timing import MatrixTimes
+
+#: Models by what their layers cost beside their weights: MLA with experts, grouped queries with experts, dense.
+Kind = Literal["mla-moe", "gqa-moe", "dense"]
+KINDS: tuple[Kind, ...] = ("mla-moe", "gqa-moe", "dense")
+
+#: A device that the CPU plays, in the cache; llama.cpp has no name for it that stays.
+STAND_IN = "stand-in"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """What a decoded token costs beside reading: ``node`` seconds for each node of llama.cpp's graph, and ``token``.
+
+    ``layer`` is what the nodes of one layer take together, where the graph of a model is not known yet.
+    """
+
+    node: float
+    token: float
+    layer: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSpeeds:
+    """One device with ``n_threads`` CPU threads (what computes, or for a GPU what drives it).
+
+    ``matrices`` is by ggml type and kind of buffer; ``attention`` by KV type and kind of attention (``f16 mla``), in
+    seconds an operation; ``crossing`` seconds for one change between it and the host, ``copy`` bytes a second from
+    the host to it.
+    """
+
+    matrices: Mapping[str, Mapping[str, MatrixTimes]] = field(default_factory=dict)
+    attention: Mapping[str, float] = field(default_factory=dict)
+    overheads: Mapping[str, Overheads] = field(default_factory=dict)
+    crossing: float | None = None
+    copy: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """Every device that was measured, by llama.cpp's name and number of threads."""
+
+    devices: Mapping[tuple[str, int], DeviceSpeeds] = field(default_factory=dict)
+
+    def of(self, device: str, n_threads: int) -> DeviceSpeeds:
+        """What is known of a device; nothing where it was not measured."""
+        return self.devices.get((device, n_threads), DeviceSpeeds())
+
+    def with_device(self, device: str, n_threads: int, speeds: DeviceSpeeds) -> Speeds:
+        """These, and what was measured of one device."""
+        return Speeds(devices={**self.devices, (device, n_threads): speeds})
+
+    def threads_of(self, device: str) -> tuple[int, ...]:
+        """The numbers of threads that a device was measured with, in rising order."""
+        return tuple(sorted(n_threads for name, n_threads in self.devices if name == device))
