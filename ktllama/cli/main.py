@@ -21,6 +21,7 @@ from ktllama.ruleset.wording import harmless
 COMMANDS = {
     "translate": ("ktllama.cli.translate", "Compile a rule file into llama.cpp settings."),
     "plan": ("ktllama.cli.plan", "Decide what rules leave open: what fits, and what is fastest."),
+    "tune": ("ktllama.cli.tune", "Measure this machine, and find the fastest settings by trying them."),
     "bench": ("ktllama.cli.bench", "Measure placements of a model on this machine, and compare them."),
     "explain": ("ktllama.cli.explain", "Say why every module and tensor is where it is; draw the plan."),
     "lint": ("ktllama.cli.lint", "Check a rule file; exit status 1 on errors."),

@@ -1,0 +1,296 @@
+"""``ktllama tune``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ktllama.cli import options as shared
+from ktllama.model.sources import is_remote
+from ktllama.planner import budgets
+
+if TYPE_CHECKING:
+    from ktllama.measuring.planned import MeasuredSpeeds
+    from ktllama.measuring.speeds import Speeds
+    from ktllama.model.model_file import ModelFile
+    from ktllama.planner.machine import Machine
+    from ktllama.planner.planning import Planner
+    from ktllama.translation import Options
+    from ktllama.tuning.search import Effort, Found, Task
+    from ktllama.tuning.trials import State
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _machine_options(command: _Command) -> _Command:
+    """What may be used of this machine."""
+    for option in reversed(
+        (
+            click.option("--vram", metavar="SIZE[,SIZE…]", default=budgets.DETECTED, show_default=True,
+                         help="Memory of each GPU that may be used: 24G,12G or cuda:0=24G; none: no GPU."),
+            click.option("--ram", metavar="SIZE", default=budgets.DETECTED, show_default=True,
+                         help="Memory of the host that may be used."),
+            click.option("--margin", metavar="SIZE", default="512M", show_default=True, help="Kept free on each."),
+            click.option("--device-map", multiple=True, metavar="RULE_DEVICE=LLAMA_DEVICE",
+                         help="Name of a rule's device in llama.cpp, such as cuda:0=Vulkan1."),
+            click.option("--stand-ins", is_flag=True,
+                         help="Let the CPU stand in for devices that this machine lacks; their speeds mean nothing."),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _trial_options(command: _Command) -> _Command:
+    """What is tried."""
+    for option in reversed(
+        (
+            click.option("--ctx", type=click.IntRange(256, 1 << 24),
+                         help="Context, in tokens of all sequences together.  [default: 32768, or what the model has]"),
+            click.option("--parallel", type=click.IntRange(1, 256), default=1, show_default=True, help="Sequences."),
+            click.option("--kv-type", "kv_types", multiple=True, type=click.Choice(shared.CACHE_TYPE_NAMES),
+                         default=("f16",), show_default=True,
+                         help="The KV cache's type; give it again for each coarser one that may be tried."),
+            click.option("--threads", "threads", type=click.IntRange(1, 512), multiple=True,
+                         help="A number of threads to try, once for each.  [default: all cores, half of them, one]"),
+            click.option("--depth", type=click.IntRange(0, 1 << 20), default=512, show_default=True,
+                         help="Tokens in the KV cache when a trial decodes."),
+            click.option("--minutes", type=click.FloatRange(0, 1440), default=10.0, show_default=True,
+                         help="No trial begins after so long; a second start goes on."),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command("tune")
+@shared.default_model_option
+@click.option("-r", "--rules", metavar="RULES", help="What they fix stays; where they say auto, the plans decide.")
+@_machine_options
+@_trial_options
+@click.option("--measure-only", is_flag=True, help="Measure the machine for plan, and try nothing.")
+@click.option("--again", is_flag=True, help="Measure the machine again, and forget the trials.")
+@click.option("--state", metavar="FILE", type=click.Path(), help="Where trials are kept.  [default: the cache folder]")
+@click.option("-o", "--output", metavar="RULES.yaml", type=click.Path(), help="Write the rule file that won here.")
+@click.option("--force", is_flag=True, help="Overwrite the file of --output.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def command(
+    model: str | None,
+    rules: str | None,
+    measure_only: bool,
+    again: bool,
+    state: str | None,
+    output: str | None,
+    force: bool,
+    as_json: bool,
+    **words: Any,
+) -> int:
+    """Find the fastest settings of a model on this machine by trying them.
+
+    First the machine is measured, once: how fast each device reads and computes weights of the model's types, and what
+    llama.cpp costs beside that. The figures are kept for this hardware, and plan uses them too. Then the plans that are
+    predicted best are loaded and timed for a few seconds each, with other threads, ubatches and placements. What was
+    tried is kept, so a second start goes on where the first ended.
+    """
+    if output is not None and os.path.lexists(output) and not force:
+        raise click.UsageError(f"{output} exists; --force overwrites it.")
+    path = shared.model_or_default(model)
+    if is_remote(path):
+        raise click.UsageError(
+            "tune loads the weights, so the model must be a file on this machine: download it first."
+        )
+    from ktllama.model import gguf
+    from ktllama.planner import sessions
+    from ktllama.planner.planning import planner
+
+    read = gguf.read(path)
+    machine, options = _machine(words)
+    measured = _measure(read, options, machine, words, again=again)
+    if measure_only:
+        _show_speeds(measured.speeds, as_json=as_json)
+        return 0
+    with (
+        sessions.start(machine, options.device_map) as session,
+        planner(
+            rules, read, session, machine=machine, wishes=_wishes(words), options=options, measured=measured
+        ) as ready,
+    ):
+        task = _task(ready, path, machine, measured, words)
+        kept = _state(state, read, path, rules, words, again=again)
+        with _progress() as progress:
+            found = _search(task, words, kept, progress)
+        if output is not None:
+            _write(found.winner.rules, output)
+        _show(task, found, path, output, kept, as_json=as_json)
+    return 0
+
+
+def _machine(words: dict[str, Any]) -> tuple[Machine, Options]:
+    from ktllama.planner import hardware
+    from ktllama.planner.detection import detect, device_map_of
+
+    options = shared.make_options("python", words["device_map"], "cuda:0", (), "auto")
+    here = detect(options.device_map)
+    sizes = dict(here.vram) if words["vram"] == budgets.DETECTED else budgets.parse_vram(words["vram"])
+    ram = here.ram if words["ram"] == budgets.DETECTED else budgets.parse_size("--ram", words["ram"])
+    budgets.check_against(here, {} if words["vram"] == budgets.DETECTED else sizes, ram)
+    options = replace(options, device_map=device_map_of(here, options.device_map))
+    return hardware.machine(sizes, ram, descriptions=here.descriptions), options
+
+
+def _measure(
+    model: ModelFile, options: Options, machine: Machine, words: dict[str, Any], *, again: bool
+) -> MeasuredSpeeds:
+    """What is known of this machine, after measuring what was not."""
+    from ktllama.measuring import cache
+    from ktllama.measuring.machine import kind_of
+    from ktllama.measuring.measure import CPU, Wanted, measure
+    from ktllama.measuring.planned import MeasuredSpeeds, kept
+    from ktllama.measuring.speeds import Speeds
+    from ktllama.runtime.device_list import available
+
+    path, known = kept(os.environ)
+    about = cache.hardware()
+    there = {device.name for device in available()}
+    gpus = [name for gpu in machine.gpus if (name := options.device_map.llama_name(gpu.name)) in there]
+    wanted = Wanted(
+        devices=(CPU, *gpus),
+        threads=_threads(words),
+        types=tuple(sorted({tensor.type for tensor in model.tensors})),
+        kv_types=tuple(dict.fromkeys(words["kv_types"])),
+        kinds=(kind_of(model),),
+    )
+    start = Speeds() if again or known is None else known
+    with _progress() as progress:
+        found = measure(wanted, start, lambda speeds: cache.write(path, about, speeds), progress)
+    return MeasuredSpeeds(speeds=found, device_map=options.device_map)
+
+
+def _threads(words: dict[str, Any]) -> tuple[int, ...]:
+    """The numbers of threads to try: those asked for, or all cores, half of them, and one, which small models like."""
+    n_cores = budgets.n_physical_cores()
+    return tuple(dict.fromkeys(words["threads"])) or tuple(dict.fromkeys((n_cores, max(1, n_cores // 2), 1)))
+
+
+def _wishes(words: dict[str, Any]) -> Any:
+    from ktllama.planner.wishes import ContextWishes
+
+    return ContextWishes(
+        n_ctx=words["ctx"] or 0,
+        n_seq_max=words["parallel"],
+        kv_type=words["kv_types"][0],
+        margin=budgets.parse_margin(words["margin"]),
+    )
+
+
+def _task(ready: Planner, path: str, machine: Machine, measured: MeasuredSpeeds, words: dict[str, Any]) -> Task:
+    """The search's task, the threads that are predicted fastest first."""
+    from ktllama.tuning.search import Task
+
+    first = ready.wishes.n_threads
+    threads = sorted(_threads(words), key=lambda n_threads: n_threads != first)
+    model = ready.opened.model
+    return Task(
+        planner=ready,
+        model_path=path,
+        machines={n_threads: measured.of(model, machine, ready.wishes, n_threads) for n_threads in threads},
+        kv_types=tuple(dict.fromkeys(words["kv_types"])),
+        stand_ins=words["stand_ins"],
+    )
+
+
+def _state(
+    given: str | None, model: ModelFile, path: str, rules: str | None, words: dict[str, Any], *, again: bool
+) -> State:
+    """The trials of this question that were made before."""
+    from ktllama.measuring import cache
+    from ktllama.tuning.trials import State, name_of, open_state
+
+    about = Path(path).stat()
+    asked = {
+        "model": [model.name, about.st_size, about.st_mtime_ns],
+        "rules": None if rules is None else _text(rules),
+        "machine": cache.hardware(),
+        "words": {name: value for name, value in words.items() if name not in ("minutes", "threads")},
+    }
+    asked = json.loads(json.dumps(asked))
+    file = Path(given) if given is not None else cache.directory(os.environ) / name_of(asked)
+    return State(path=file, asked=asked) if again else open_state(file, asked)
+
+
+def _text(rules: str) -> str:
+    from ktllama import shipped_rules
+
+    try:
+        return Path(shipped_rules.find(rules)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return rules  # the planner has read it already, or said why not
+
+
+def _search(task: Task, words: dict[str, Any], kept: State, progress: Any) -> Found:
+    from ktllama.tuning.search import Effort, search
+
+    effort: Effort = Effort(depth=_depth(task, words), seconds=60 * words["minutes"])
+    steps = None if progress is None else (lambda text, done: progress(text, done, None))
+    return search(task, effort, kept, steps)
+
+
+def _depth(task: Task, words: dict[str, Any]) -> int:
+    """The depth of trials: as asked, as far as half of a sequence's context."""
+    wishes = task.planner.wishes
+    return int(min(words["depth"], wishes.n_ctx // wishes.n_seq_max // 2))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int | None], None] | None]:
+    """A line for what is measured or tried, on a terminal a bar."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("", total=None)
+        yield lambda text, done, total: bars.update(task, description=text, completed=done, total=total)
+
+
+def _write(text: str, output: str) -> None:
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as fault:
+        raise click.UsageError(f"{output} cannot be written: {fault.strerror}.") from fault
+    click.echo(f"wrote {output}", err=True)
+
+
+def _show_speeds(speeds: Speeds, *, as_json: bool) -> None:
+    from ktllama.cli.tune_text import print_speeds
+    from ktllama.measuring.cache import document
+
+    if as_json:
+        click.echo(json.dumps(document(speeds), indent=1))
+    else:
+        print_speeds(speeds, sys.stdout)
+
+
+def _show(task: Task, found: Found, path: str, output: str | None, kept: State, *, as_json: bool) -> None:
+    from ktllama.cli.tune_text import print_found
+    from ktllama.planner.document import plan_document
+    from ktllama.tuning.search import plan_of
+
+    made = plan_of(task, found.winner.choice)
+    if not as_json:
+        print_found(made, found, path, output, str(kept.path), sys.stdout)
+        return
+    trials = [{**asdict(trial), "won": trial is found.winner} for trial in found.trials]
+    document = {"trials": trials, "complete": found.complete, "state": str(kept.path), "plan": plan_document(made)}
+    click.echo(json.dumps(document, indent=1))

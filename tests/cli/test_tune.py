@@ -1,0 +1,112 @@
+"""``ktllama tune``, and ``plan`` with what it measured, as a user sees them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ktllama.measuring import cache
+from ktllama.measuring.speeds import DeviceSpeeds, Overheads, Speeds
+from ktllama.planner.budgets import n_physical_cores
+from ktllama.runtime.op_timing import MatrixTimes
+from tests.cli.runner import ktllama
+
+PLAN = ("plan", "--preset", "deepseek-v2-lite", "--vram", "none", "--ctx", "4096", "--ubatch", "512")
+
+
+@pytest.fixture
+def speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that knows everything about this machine: one thread reads 10 GB/s."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kinds = ("F32", "F16", "Q8_0", "Q4_K", "Q6_K", "Q5_0")
+    matrices = {
+        kind: {"CPU": MatrixTimes(buffer="CPU", decode=1e-10, experts=1e-10, prefill_flops=1e11)} for kind in kinds
+    }
+    overheads = {"mla-moe": Overheads(node=0.0, token=0.0, layer=0.0)}
+    one = DeviceSpeeds(matrices=matrices, attention={"f16 mla": 1e-12}, overheads=overheads)
+    known = cache.hardware()
+    path = cache.path_of(known, cache.directory({"XDG_CACHE_HOME": str(tmp_path / "cache")}))
+    cache.write(path, known, Speeds(devices={("CPU", n): one for n in {1, n_physical_cores()}}))
+    return path
+
+
+def test_plan_uses_what_was_measured_here_and_says_so(speeds: Path) -> None:
+    ran = ktllama(*PLAN, "--ram", "detected", "--threads", "1")
+    assert ran.status == 0
+    assert "for GB/s of cpu 10, link 25; measured on this machine, by type of weights" in ran.out
+    document = json.loads(ktllama(*PLAN, "--ram", "detected", "--threads", "1", "--json").out)
+    assert document["speeds"] == "measured"
+    # ten GB/s of what a token reads: half of 4096 cells are in the host's figure too
+    rate = document["prediction"]["decode_tokens_per_second"]
+    assert rate == pytest.approx(1e10 / document["prediction"]["host_read_bytes"], rel=0.02)
+    for words in (("--ram", "16G"), ("--ram", "detected", "--speeds", "assumed"), ("--ram", "detected", "--bandwidth", "cpu=60G")):  # fmt: skip
+        assert json.loads(ktllama(*PLAN, *words, "--json").out)["speeds"] == "assumed"
+    assert json.loads(ktllama(*PLAN, "--ram", "16G", "--speeds", "measured", "--json").out)["speeds"] == "measured"
+
+
+def test_plan_says_how_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ran = ktllama(*PLAN, "--speeds", "measured")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("ktllama: this machine's speeds were not measured yet (there is no ")
+    assert ran.err.endswith("): ktllama tune measures them\n")
+    both = ktllama(*PLAN, "--speeds", "measured", "--bandwidth", "cpu=60G")
+    assert both.err.endswith("Error: --speeds measured and --bandwidth exclude each other.\n")
+    broken = tmp_path / "ktllama"
+    broken.mkdir()
+    cache.path_of(cache.hardware(), broken).write_text("{")
+    ran = ktllama(*PLAN, "--ram", "detected")
+    assert ran.status == 2
+    assert "holds no measured speeds; delete it and measure again" in ran.err
+
+
+def test_tune_tries_and_writes_the_rules_that_won(speeds: Path, tmp_path: Path) -> None:
+    rules, state = tmp_path / "rules.yaml", tmp_path / "state.json"
+    words = ("tune", "--vram", "none", "--ctx", "512", "--threads", "1", "--depth", "8", "--minutes", "0",
+             "--state", str(state))  # fmt: skip
+    ran = ktllama(*words, "-o", str(rules))
+    assert ran.status == 0
+    lines = [line.rstrip() for line in ran.out.splitlines()]
+    assert [line for line in lines if line in ("Tried", "Settings that won", "Notes", "Next")] == [
+        "Tried", "Settings that won", "Notes", "Next",
+    ]  # fmt: skip
+    won = next(line for line in lines if line.lstrip().startswith("→"))
+    assert won.split()[1:4] == ["1", "threads", "512"]
+    assert f"  time was over before everything was tried; the same command goes on from {state}" in lines
+    assert lines[-1].startswith(f"  ktllama run {rules} --model ")
+    assert ktllama("lint", str(rules), "--model", str(Path(__file__).parents[2] / "ktllama/assets/tiny-r1.gguf")).status == 0  # fmt: skip
+    again = json.loads(ktllama(*words, "--json").out)  # what is known already is not tried again
+    assert [trial["won"] for trial in again["trials"]] == [True]
+    assert again["plan"]["rules"] == rules.read_text()
+    refused = ktllama(*words, "-o", str(rules))
+    assert (refused.status, refused.err.splitlines()[-1]) == (2, f"Error: {rules} exists; --force overwrites it.")
+
+
+def test_tune_shows_what_it_measured(speeds: Path) -> None:
+    ran = ktllama("tune", "--vram", "none", "--threads", "1", "--measure-only")
+    assert ran.status == 0
+    lines = [line.strip() for line in ran.out.splitlines()]
+    assert "CPU with 1 threads" in lines
+    assert next(line for line in lines if line.startswith("Q4_K")).split() == [
+        "Q4_K", "CPU", "10", "GB/s", "10", "GB/s", "100", "Gop/s",
+    ]  # fmt: skip
+    document = json.loads(ktllama("tune", "--vram", "none", "--threads", "1", "--measure-only", "--json").out)
+    assert {one["device"] for one in document} == {"CPU"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "hf:some/repo"), "must be a file on this machine: download it first"),
+        (("--model", "nowhere.gguf"), "nowhere.gguf"),
+        (("--vram", "none", "--ram", "900T"), "--ram 900 TiB: this machine has "),
+        (("--vram", "x"), "--vram 'x'"),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_in_a_line(words: tuple[str, ...], said: str) -> None:
+    ran = ktllama("tune", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert said in ran.err
+    assert "Traceback" not in ran.err

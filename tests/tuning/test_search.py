@@ -1,0 +1,129 @@
+"""The search for the fastest settings: which are tried, what is kept, who wins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ktllama import assets
+from ktllama.devices import DeviceMap
+from ktllama.errors import LlamaCppError
+from ktllama.planner import hardware, sessions
+from ktllama.planner.planning import planner
+from ktllama.planner.wishes import ContextWishes
+from ktllama.tuning import search as searching
+from ktllama.tuning.search import Effort, NothingRanError, Task, search, wording
+from ktllama.tuning.trials import Choice, State, StateFileError, Trial, best, name_of, open_state
+
+ASKED: dict[str, object] = {"model": "tiny"}
+EFFORT = Effort(depth=8, prefill_tokens=16, decode_tokens=2, repetitions=1)
+
+
+@pytest.fixture
+def task() -> Iterator[Task]:
+    machine = hardware.machine({}, None)
+    wishes = ContextWishes(n_ctx=1024, margin=0)
+    with (
+        sessions.start(machine, DeviceMap()) as session,
+        planner(None, str(assets.tiny_r1()), session, machine=machine, wishes=wishes) as ready,
+    ):
+        yield Task(planner=ready, model_path=str(assets.tiny_r1()), machines={2: machine, 1: machine})
+
+
+def trial(choice: Choice, decode: float, prefill: float = 1.0, ubatch: int = 512) -> Trial:
+    return Trial(choice=choice, ubatch=choice.ubatch or ubatch, decode=(decode,), prefill=(prefill,))
+
+
+def test_each_setting_is_varied_from_the_best_so_far(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speeds = {1: 50.0, 2: 40.0}
+    monkeypatch.setattr(
+        searching,
+        "_tried",
+        lambda task, effort, choice: trial(choice, speeds[choice.n_threads], prefill=choice.ubatch or 512),
+    )
+    task = replace(task, kv_types=("f16", "q8_0"))
+    found = search(task, EFFORT, State(path=tmp_path / "s.json", asked=ASKED))
+    assert [one.choice for one in found.trials] == [
+        Choice(n_threads=2), Choice(n_threads=1),
+        Choice(n_threads=1, ubatch=256), Choice(n_threads=1, ubatch=1024),
+        Choice(n_threads=1, ubatch=1024, kv_type="q8_0"),
+    ]  # fmt: skip
+    assert found.winner.choice == Choice(n_threads=1, ubatch=1024)
+    assert found.complete
+
+
+def test_a_second_start_goes_on_where_the_first_ended(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tried = tmp_path / "deep" / "s.json", []
+
+    def tries(task: Task, effort: Effort, choice: Choice) -> Trial:
+        tried.append(choice)
+        return trial(choice, 10.0)
+
+    monkeypatch.setattr(searching, "_tried", tries)
+    first = search(task, replace(EFFORT, seconds=-1.0), open_state(path, ASKED))
+    assert (first.complete, tried) == (False, [Choice(n_threads=2)])  # one at least
+    second = search(task, EFFORT, open_state(path, ASKED))
+    assert second.complete
+    assert tried == [one.choice for one in second.trials]  # none twice
+    assert search(task, replace(EFFORT, seconds=-1.0), open_state(path, ASKED)) == second
+    assert [one["choice"]["n_threads"] for one in json.loads(path.read_text())["trials"]][:2] == [2, 1]
+
+
+def test_a_real_trial_has_its_plan_and_its_speeds(task: Task, tmp_path: Path) -> None:
+    one = replace(task, machines={1: task.machines[1]})
+    one.planner.wishes = replace(one.planner.wishes, ubatch=128)  # leaves one trial
+    found = search(one, EFFORT, State(path=tmp_path / "s.json", asked=ASKED))
+    (made,) = found.trials
+    assert (made.choice, made.ubatch, made.op_offload, made.failure) == (Choice(n_threads=1), 128, False, "")
+    assert made.decode_speed > 0 < made.prefill_speed
+    assert made.predicted_decode > 0
+    assert made.rules.startswith("# Placement rules for tiny-R1, planned by ktllama.\n")
+
+
+def test_what_fails_is_kept_with_its_reason(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise LlamaCppError("llama.cpp was killed by SIGABRT while it was measured", log=("no",))
+
+    monkeypatch.setattr(searching, "TimingSession", refuses)
+    state = State(path=tmp_path / "s.json", asked=ASKED)
+    with pytest.raises(NothingRanError) as raised:
+        search(task, EFFORT, state)
+    assert str(raised.value) == "nothing could be tried: llama.cpp was killed by SIGABRT while it was measured"
+    assert [one.choice.n_threads for one in open_state(state.path, ASKED).trials] == [2, 1]
+
+
+def test_of_those_that_decode_alike_the_fastest_prefill_wins() -> None:
+    fastest = trial(Choice(n_threads=4), 100.0, prefill=10.0)
+    alike = trial(Choice(n_threads=3), 97.5, prefill=30.0)
+    slower = trial(Choice(n_threads=2), 96.0, prefill=90.0)
+    failed = Trial(choice=Choice(n_threads=1), failure="no")
+    assert best([fastest, alike, slower, failed]) is alike
+    assert best([failed]) is None
+    assert best([]) is None
+
+
+def test_trials_of_another_question_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    State(path=path, asked=ASKED).add(trial(Choice(n_threads=1), 1.0))
+    with pytest.raises(StateFileError, match="another model, machine or question"):
+        open_state(path, {"model": "other"})
+    path.write_text("[]")
+    with pytest.raises(StateFileError, match="holds no trials"):
+        open_state(path, ASKED)
+    assert name_of(ASKED) != name_of({"model": "other"})
+
+
+def test_choices_in_words() -> None:
+    assert wording(Choice(n_threads=4)) == "4 threads"
+    assert (
+        wording(Choice(n_threads=4, ubatch=1024, op_offload=True, kv_type="q8_0", spare=3 << 30))
+        == "4 threads, ubatch 1024, op_offload on, KV q8_0, 3072 MiB more left free"
+    )
