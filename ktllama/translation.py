@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ktllama import shipped_rules
+from ktllama import open_places, shipped_rules
 from ktllama.devices import DeviceMap
 from ktllama.diagnostics import Diagnostic, in_order, worst
 from ktllama.errors import RulesetError
@@ -108,8 +108,10 @@ def analyse(
     placement = place(resolution)
     lowering = lower(placement, options.device_map, options.target, options.load_mode)
     over_budget = check_budget(placement, options.budgets)
+    words = _model_words(model, assumed, preset, config, options)
     found = (
         *placement.diagnostics,
+        *open_places.check_open(ruleset, words, options.device_map, options.budgets),
         *lowering.diagnostics,
         *over_budget,
         *_assumption(assumed, preset, config, options),
@@ -145,6 +147,24 @@ def _model(
         raise RulesetError(ruleset.diagnostics)  # nothing is left to tell a model from
     guessed = guess_preset(ruleset)
     return presets.load(guessed), guessed
+
+
+def _model_words(
+    model: str | os.PathLike[str] | ModelFile | None,
+    assumed: str | None,
+    preset: str | None,
+    config: str | os.PathLike[str] | None,
+    options: Options,
+) -> tuple[str, ...]:
+    """The options of a command line that name the same model."""
+    if config is not None:
+        chosen = () if options.quantization == quantization.DEFAULT else ("--quant", options.quantization)
+        return ("--config", os.fspath(config), *chosen)
+    if model is None:
+        return ("--preset", preset or assumed or "NAME")
+    if isinstance(model, ModelFile):
+        return ("--model", model.paths[0] if model.paths else "FILE.gguf")
+    return ("--model", os.fspath(model))
 
 
 def _assumption(

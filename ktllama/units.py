@@ -18,6 +18,14 @@ def format_bytes(n_bytes: int) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} {_UNITS[unit]}"
 
 
+def size_word(n_bytes: int) -> str:
+    """``25769803776`` → ``24G``: exactly these bytes, as :func:`parse_bytes` reads them."""
+    for power, letter in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if n_bytes and n_bytes % 1024**power == 0:
+            return f"{n_bytes // 1024**power}{letter}"
+    return str(n_bytes)
+
+
 def format_number(value: float) -> str:
     """``7.2475`` → ``7.25``, ``1047.9`` → ``1048``: three significant digits, and never an exponent below 10¹⁵."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -244,8 +244,13 @@ def _machine(words: dict[str, Any], chosen: Options) -> _ForMachine:
         sizes, descriptions = dict(here.vram), dict(here.descriptions)
         chosen = replace(chosen, device_map=device_map_of(here, chosen.device_map))
         host = here.ram if host is None else host
+        if not sizes:
+            click.echo("note: llama.cpp has no GPU here; --vram 24G plans for one that is elsewhere", err=True)
     elif ram == budgets.DETECTED:
         host = budgets.host_memory()
+    if strange := sorted(set(chosen.device_map.chosen) - set(sizes)):
+        there = ", ".join(sizes) or "no GPU"
+        raise BudgetError(f"--device-map {strange[0]}: there is no budget for it; --vram gives {there}")
     machine = hardware.machine(sizes, host, bandwidth=speeds, link_bandwidth=link, descriptions=descriptions)
     return _ForMachine(machine=machine, options=chosen, measured=_measured(words, chosen.device_map))
 

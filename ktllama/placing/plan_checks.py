@@ -40,7 +40,6 @@ class _Checker:
                 self.blocks[block][name.split(".", 2)[2]] = tensor
 
     def findings(self) -> Iterator[Diagnostic]:
-        yield from self._auto()
         yield from self._default_device()
         yield from self._embedding()
         yield from self._transfer_map()
@@ -49,18 +48,6 @@ class _Checker:
         yield from self._parts_away_from_attention()
         yield from self._experts_apart()
         yield from self._prefill()
-
-    def _auto(self) -> Iterator[Diagnostic]:
-        for rule in self.resolution.ruleset.rules:
-            if devices.AUTO in (rule.generate_device, rule.prefill_device):
-                yield _at(
-                    rule,
-                    "auto-device",
-                    "error",
-                    "'auto' leaves the place to the planner, which needs the memories: `ktllama plan --rules FILE "
-                    "--vram 24G --ram 256G -o planned.yaml` with the model decides it; or name a device",
-                    "replace.kwargs.generate_device",
-                )
 
     def _default_device(self) -> Iterator[Diagnostic]:
         """What no rule matched: harmless for a few norms, fatal for all experts."""

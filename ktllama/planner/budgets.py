@@ -16,6 +16,7 @@ DETECTED = "detected"
 NONE = "none"
 
 MAX_GPUS = 15  # llama.cpp takes 16 devices (llama_max_devices), and the host may be one
+_MIN_BYTES = 1 << 20  # less is a number without its unit
 _MAX_BYTES = 1 << 50
 _SPEED = re.compile(r"([0-9]+(?:\.[0-9]+)?)([GT]?)(?:B/s)?", re.ASCII)
 
@@ -39,6 +40,8 @@ def parse_vram(text: str) -> dict[str, int]:
     if text == NONE:
         return {}
     words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise BudgetError(f"--vram {text!r}: a size is missing; expected one for each GPU, as in 24G or 24G,12G")
     named = ["=" in word for word in words]
     if any(named) and not all(named):
         raise BudgetError(f"--vram {text!r}: name every device or none, as in cuda:0=24G,cuda:1=12G or 24G,12G")
@@ -63,9 +66,14 @@ def parse_size(option: str, text: str) -> int:
     try:
         n_bytes = parse_bytes(text)
     except (ValueError, OverflowError):
-        n_bytes = -1
-    if not 0 < n_bytes <= _MAX_BYTES:
-        raise BudgetError(f"{option} {text!r}: expected a size above 0, such as 24G or 512M")
+        n_bytes = 0
+    if n_bytes <= 0:
+        words = {"--vram": ", detected or none", "--ram": ", or detected"}.get(option, "")
+        raise BudgetError(f"{option} {text!r}: expected a size above 0, such as 24G or 512M{words}")
+    if n_bytes < _MIN_BYTES:
+        raise BudgetError(f"{option} {text!r}: that is {n_bytes} bytes; expected a size with its unit, such as 24G")
+    if n_bytes > _MAX_BYTES:
+        raise BudgetError(f"{option} {text!r}: no machine has that much; expected a size such as 24G or 512M")
     return n_bytes
 
 

@@ -86,7 +86,15 @@ def test_rules_with_auto_are_an_error_elsewhere_that_says_how_to_plan(tmp_path: 
     for command in ("translate", "verify", "lint"):
         ran = ktllama(command, str(rules), "--preset", "deepseek-v2-lite")
         assert ran.status == 1
-        assert "`ktllama plan --rules FILE --vram 24G --ram 256G -o planned.yaml`" in ran.out + ran.err
+        command = (
+            f"ktllama plan --rules {rules} --preset deepseek-v2-lite --vram detected --ram detected -o planned.yaml"
+        )
+        assert f"`{command}`" in ran.out + ran.err
+    budgets = ("--budget", "cuda:0=6G", "--budget", "cpu=32G")
+    ran = ktllama("translate", str(rules), "--preset", "deepseek-v2-lite", *budgets)
+    proposed = re.search("`ktllama (plan [^`]*) -o planned.yaml`", ran.out)
+    assert proposed is not None
+    assert ktllama(*proposed.group(1).split(), "--ctx", "4096", "--ubatch", "512", "--format", "rules").status == 0
     planned = ktllama(*LITE, "--rules", str(rules), "--vram", "6G", "--format", "rules")
     assert planned.status == 0
     assert "auto" not in planned.out.partition("\n\n")[2]
@@ -97,10 +105,20 @@ def test_rules_with_auto_are_an_error_elsewhere_that_says_how_to_plan(tmp_path: 
     [
         ((), "ktllama: --vram is missing: the memory of each GPU, such as --vram 24G or --vram 24G,12G; detected for "
              "what is free here, none for no GPU"),
-        (("--vram", "-8G"), "ktllama: --vram '-8G': expected a size above 0, such as 24G or 512M"),
+        (("--vram", "-8G"), "ktllama: --vram '-8G': expected a size above 0, such as 24G or 512M, detected or none"),
+        (("--vram", "8GB/s"), "ktllama: --vram '8GB/s': expected a size above 0, such as 24G or 512M, detected or none"),
+        (("--vram", "24"), "ktllama: --vram '24': that is 24 bytes; expected a size with its unit, such as 24G"),
+        (("--vram", "8G,"), "ktllama: --vram '8G,': a size is missing; expected one for each GPU, as in 24G or 24G,12G"),
+        (("--vram", "9000T"), "ktllama: --vram '9000T': no machine has that much; expected a size such as 24G or 512M"),
         (("--vram", "cuda:0=8G,cuda:0=8G"), "ktllama: --vram 'cuda:0=8G,cuda:0=8G': cuda:0 is named twice"),
-        (("--vram", "8G", "--ram", "much"), "ktllama: --ram 'much': expected a size above 0, such as 24G or 512M"),
+        (("--vram", "cuda:0=8G,cuda=8G"), "ktllama: --vram 'cuda:0=8G,cuda=8G': cuda:0 is named twice"),
+        (("--vram", "8G", "--ram", "much"), "ktllama: --ram 'much': expected a size above 0, such as 24G or 512M, or detected"),
+        (("--vram", "8G", "--ram", "0"), "ktllama: --ram '0': expected a size above 0, such as 24G or 512M, or detected"),
         (("--vram", "8G", "--margin", "-1"), "ktllama: --margin '-1': expected a size above 0, such as 24G or 512M"),
+        (("--vram", "8G", "--margin", "512"), "ktllama: --margin '512': that is 512 bytes; expected a size with its unit, "
+                                              "such as 24G"),
+        (("--vram", "8G", "--device-map", "cuda:1=Vulkan0"), "ktllama: --device-map cuda:1: there is no budget for it; "
+                                                             "--vram gives cuda:0"),
         (("--vram", "8G", "--bandwidth", "cuda:1=1T"), "ktllama: --bandwidth cuda:1: no such device here; there are "
                                                        "cpu, cuda:0"),
         (("--vram", "8G", "--link-bandwidth", "0"), "ktllama: --link-bandwidth '0': expected bytes a second, such as "
@@ -118,6 +136,31 @@ def test_bad_input_is_one_line(words: tuple[str, ...], message: str) -> None:
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.splitlines()[-1] == message
     assert "Traceback" not in ran.err
+
+
+def test_more_ram_than_this_machine_has_is_refused_where_the_plan_is_for_it() -> None:
+    ran = ktllama("plan", "--preset", "deepseek-v2-lite", "--vram", "detected", "--ram", "900T")
+    assert (ran.status, ran.out) == (2, "")
+    assert re.fullmatch(
+        r"ktllama: --ram 900 TiB: this machine has [0-9.]+ [GT]iB; to plan for another, say its --vram too\n", ran.err
+    )
+
+
+def test_rules_that_are_over_budget_by_themselves_are_named_with_what_they_take(tmp_path: Path) -> None:
+    rules = tmp_path / "r.yaml"
+    rules.write_text(
+        rule(r"\.mlp\.experts$", "auto", recursive=False) + rule(r"\.layers\.", "cuda:0") + rule("", "cpu")
+    )
+    words = ("plan", "--preset", "deepseek-r1", "--rules", str(rules), "--ubatch", "512")
+    without = ktllama(*words)
+    assert (without.status, without.err.partition(":")[2].split(":")[0]) == (2, " --vram is missing")
+    ran = ktllama(*words, "--vram", "8G")
+    assert (ran.status, ran.out) == (1, "")
+    assert re.fullmatch(
+        r"ktllama: what the rules fix on cuda:0 takes 1[01][.0-9]* GiB with compute buffer and margin, [23][.0-9]* GiB more "
+        r"than its budget of 8 GiB; the rules that take most: rule 1 \(line 4\), \\.layers\\.: 1[01][.0-9]* GiB\n",
+        ran.err,
+    )
 
 
 def test_a_model_must_be_named() -> None:

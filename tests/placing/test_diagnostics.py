@@ -311,16 +311,6 @@ def test_prefill_wishes_that_llama_cpp_cannot_tell_apart() -> None:
     ]
 
 
-def test_auto_is_refused_until_there_is_a_planner() -> None:
-    assert found(rule("embed", "cpu"), rule("", "auto"))[0] == (
-        "auto-device",
-        "error",
-        "'auto' leaves the place to the planner, which needs the memories: `ktllama plan --rules FILE --vram 24G --ram 256G "
-        "-o planned.yaml` with the model decides it; or name a device",
-        4,
-    )
-
-
 def test_tensors_over_a_budget() -> None:
     options = Options(budgets={"cuda:0": 40 << 20, "cpu": 1 << 30})
     assert found(rule("embed", "cpu"), EVERYTHING, options=options) == [

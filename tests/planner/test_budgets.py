@@ -28,11 +28,12 @@ def test_memories_of_gpus(text: str, found: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("-24G", "--vram '-24G': expected a size above 0, such as 24G or 512M"),
-        ("0", "--vram '0': expected a size above 0, such as 24G or 512M"),
-        ("24 gigs", "--vram '24 gigs': expected a size above 0, such as 24G or 512M"),
-        ("24G,", "--vram '': expected a size above 0, such as 24G or 512M"),
-        ("9999999T", "--vram '9999999T': expected a size above 0, such as 24G or 512M"),
+        ("-24G", "--vram '-24G': expected a size above 0, such as 24G or 512M, detected or none"),
+        ("0", "--vram '0': expected a size above 0, such as 24G or 512M, detected or none"),
+        ("24 gigs", "--vram '24 gigs': expected a size above 0, such as 24G or 512M, detected or none"),
+        ("24", "--vram '24': that is 24 bytes; expected a size with its unit, such as 24G"),
+        ("24G,", "--vram '24G,': a size is missing; expected one for each GPU, as in 24G or 24G,12G"),
+        ("9999999T", "--vram '9999999T': no machine has that much; expected a size such as 24G or 512M"),
         ("cuda:0=24G,cuda:0=12G", "--vram 'cuda:0=24G,cuda:0=12G': cuda:0 is named twice"),
         ("cuda=24G,cuda:0=12G", "--vram 'cuda=24G,cuda:0=12G': cuda:0 is named twice"),
         ("cpu=24G", "--vram 'cpu=24G': 'cpu' is no GPU of a rule; expected cuda:N, xpu:N or npu:N"),
