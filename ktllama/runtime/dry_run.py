@@ -18,7 +18,7 @@ from typing import Any
 
 from ktllama.errors import DeviceError, LlamaCppError
 from ktllama.lower.settings import LlamaSettings
-from ktllama.runtime import child_process, dry_run_log
+from ktllama.runtime import child_process, dry_run_log, preconditions
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.device_binding import BoundDevice
 from ktllama.runtime.device_list import BackendDevice
@@ -77,9 +77,11 @@ def dry_run(
     Raises:
         LlamaCppError: when llama.cpp is missing, is another version, refuses the model or dies; ``log`` holds its last
             lines.
+        ModelFileError: for metadata that llama.cpp would abort over.
         DeviceError: when a device is missing and may not be stood in for.
     """
     require_pinned_version()
+    preconditions.check_file(model_path)
     request = {
         "model_path": os.fspath(model_path),
         "settings": asdict(settings),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ktllama.errors import LlamaCppError
 from ktllama.lower.settings import LlamaSettings
-from ktllama.runtime import dry_run_log
+from ktllama.runtime import dry_run_log, preconditions
 from ktllama.runtime.child_session import ChildSession
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.dry_run import DryRun, last_words, raise_error, read_reply
@@ -32,6 +32,7 @@ class DryRunSession(ChildSession):
     def __init__(
         self, devices: Sequence[str], *, explicit_devices: Collection[str] = (), stand_ins: bool = True
     ) -> None:
+        self._checked: set[str] = set()
         super().__init__("ktllama.runtime.dry_run_child", "--session", doing="during the dry run")
         self._send({"devices": list(devices), "explicit": list(explicit_devices), "stand_ins": stand_ins})
 
@@ -40,6 +41,7 @@ class DryRunSession(ChildSession):
 
         Raises:
             LlamaCppError: when llama.cpp refuses the model or the context, or dies; ``log`` holds its last lines.
+            ModelFileError: for metadata that llama.cpp would abort over.
             DeviceError: when a device is missing and may not be stood in for.
         """
         (done,) = self.run_contexts(model_path, settings, [context])
@@ -51,10 +53,14 @@ class DryRunSession(ChildSession):
         self, model_path: str | os.PathLike[str], settings: LlamaSettings, contexts: Sequence[ContextOptions]
     ) -> tuple[DryRun | LlamaCppError, ...]:
         """Like :meth:`run` with one load of the model for all ``contexts``; a context that is refused is an error."""
+        path = os.fspath(model_path)
+        if path not in self._checked:
+            preconditions.check_file(path)
+            self._checked.add(path)
         begins = self._log_bytes()
         self._send(
             {
-                "model_path": os.fspath(model_path),
+                "model_path": path,
                 "settings": asdict(settings),
                 "contexts": [asdict(context) for context in contexts],
             }

@@ -11,7 +11,7 @@ from typing import Any
 
 from ktllama.errors import LlamaCppError
 from ktllama.lower.settings import LlamaSettings
-from ktllama.runtime import dry_run_log
+from ktllama.runtime import dry_run_log, preconditions
 from ktllama.runtime import library as llama_library
 from ktllama.runtime.attachment import Attachment
 from ktllama.runtime.context_options import ContextOptions
@@ -172,11 +172,13 @@ def load(
 
     Raises:
         LlamaCppError: when llama.cpp is missing, or refuses the model or the context; ``log`` holds its last lines.
+        ModelFileError: for metadata that llama.cpp would abort over.
         DeviceError: when a device is missing and ``stand_ins`` is False, or the user chose it (``explicit_devices``).
     """
     path = Path(model_path)
     if not path.is_file():
         raise LlamaCppError(f"{path}: no such file")
+    preconditions.check_file(path)
     library = llama_library.load()
     loaded = LoadedModel(
         library,

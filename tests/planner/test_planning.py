@@ -26,6 +26,7 @@ from ktllama.planner.planning import plan
 from ktllama.planner.wishes import ContextWishes
 from ktllama.ruleset import loader
 from ktllama.ruleset.rules import Ruleset
+from ktllama.runtime import preconditions
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.device_binding import BoundDevice
 from ktllama.runtime.device_list import BackendDevice
@@ -198,8 +199,9 @@ def test_a_budget_larger_than_a_gpu_that_is_here_is_refused(tmp_path: Path) -> N
     assert str(raised.value) == "--vram cuda:0=24 GiB: CUDA0 here has 16 GiB; --vram detected takes what is free"
 
 
-def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    # as many groups as experts: llama.cpp asserts that there are fewer
+def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as many groups as experts: llama.cpp asserts that there are fewer. Usually it is asked for first.
+    monkeypatch.setattr(preconditions, "check_file", lambda _path: None)
     path = TinyDeepSeek(n_groups=8).write(tmp_path / "aborts.gguf")
     with pytest.raises(LlamaCppError) as raised:
         plan(model=path, machine=hardware.machine(gpus(1), None), wishes=replace(QUICK, n_ctx=512))

@@ -11,6 +11,7 @@ from ktllama.errors import DeviceError, LlamaCppError
 from ktllama.lower.settings import LlamaSettings
 from ktllama.model import presets, sparse
 from ktllama.runtime import dry_run as dry_run_module
+from ktllama.runtime import preconditions
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.dry_run import dry_run
 from tests.runtime.plans import runs
@@ -87,8 +88,9 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         dry_run(tmp_path / "none.gguf", LlamaSettings(n_gpu_layers=0), CONTEXT)
 
 
-def test_a_failed_assertion_of_llama_cpp_is_an_error_here(tmp_path: Path) -> None:
-    # as many groups as experts: llama_model_base::load_hparams asserts that there are fewer
+def test_a_failed_assertion_of_llama_cpp_is_an_error_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as many groups as experts: llama_model_base::load_hparams asserts that there are fewer. Usually we ask first.
+    monkeypatch.setattr(preconditions, "check_file", lambda _path: None)
     path = TinyDeepSeek(n_groups=8).write(tmp_path / "aborts.gguf")
     with pytest.raises(LlamaCppError) as raised:
         dry_run(path, runs(("CUDA0", 5)), CONTEXT)
