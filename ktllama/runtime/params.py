@@ -12,6 +12,8 @@ from typing import Any
 
 from ktllama.errors import LlamaCppError
 from ktllama.lower.settings import LlamaSettings
+from ktllama.model.kv_cache import CACHE_TYPES
+from ktllama.model.tensor_types import TENSOR_TYPES
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.device_binding import CPU
 from ktllama.runtime.library import Library
@@ -85,8 +87,8 @@ def context_params(library: Library, settings: LlamaSettings, options: ContextOp
     value.n_seq_max = options.n_seq_max
     value.kv_unified = options.kv_unified
     value.n_outputs_max = options.n_outputs_max
-    value.type_k = _cache_type(library, options.type_k)
-    value.type_v = _cache_type(library, options.type_v)
+    value.type_k = _cache_type(options.type_k)
+    value.type_v = _cache_type(options.type_v)
     value.flash_attn_type = _FLASH_ATTN[options.flash_attn]
     value.offload_kqv = True
     value.op_offload = settings.op_offload
@@ -137,8 +139,7 @@ def _progress_callback(library: Library, progress: Callable[[float], bool | None
     return library.api.llama_progress_callback(lambda share, _user_data: progress(share) is not False)
 
 
-def _cache_type(library: Library, name: str) -> int:
-    found: int | None = getattr(library.api, f"GGML_TYPE_{name.upper()}", None)
-    if found is None:
+def _cache_type(name: str) -> int:
+    if name not in CACHE_TYPES:
         raise LlamaCppError(f"'{name}' is no type that llama.cpp can keep a KV cache in")
-    return found
+    return TENSOR_TYPES[name.upper()].number

@@ -8,6 +8,7 @@ import pytest
 
 from ktllama.errors import LlamaCppError
 from ktllama.lower.settings import LlamaSettings, TensorOverride
+from ktllama.model.kv_cache import CACHE_TYPES
 from ktllama.runtime import library as llama_library
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.device_list import handle_of
@@ -72,6 +73,15 @@ def test_what_llama_cpp_cannot_take_is_refused(settings: LlamaSettings, message:
     with pytest.raises(LlamaCppError) as raised:
         model_params(library, settings, {"CUDA0": 1, "CUDA1": 1, "CPU": 1})
     assert str(raised.value) == message
+
+
+def test_every_cache_type_that_is_offered_is_known() -> None:
+    library = llama_library.load()
+    settings = LlamaSettings(n_gpu_layers=0)
+    found = {name: context_params(library, settings, ContextOptions(type_k=name)).type_k for name in CACHE_TYPES}
+    assert found == {
+        "f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7,
+    }  # fmt: skip
 
 
 def test_an_unknown_cache_type_is_refused() -> None:
