@@ -24,6 +24,7 @@ GroupScore: TypeAlias = Literal["top2", "max"]
 Pairing: TypeAlias = Literal["neighbours", "halves"]
 
 _GATINGS: dict[int, Gating] = {1: "softmax", 2: "sigmoid"}  # LLAMA_EXPERT_GATING_FUNC_TYPE_*
+_SCALINGS = ("none", "linear", "yarn")
 _MAX_WIDTH = 1 << 20
 _MAX_VOCABULARY = 1 << 24
 _MAX_CONTEXT = 1 << 31
@@ -166,13 +167,14 @@ class DeepSeekConfig:
         read.absent("attention.temperature_scale", "attention temperature")
         mla = read.has("attention.key_length_mla")
         head = read.integer("attention.key_length_mla" if mla else "attention.key_length", _MAX_WIDTH)
-        rope = _rope(read, read.integer("rope.dimension_count", _MAX_WIDTH))
+        rope = _rope(read, read.integer("rope.dimension_count", _MAX_WIDTH), _yarn_multiplier(read))
         if rope.n_dims >= head:
             raise read.wrong("rope.dimension_count", f"fewer than the {head} values of a head")
         n_mtp = read.integer("nextn_predict_layers", 1, least=0, default=0)
         n_layers = read.integer("block_count", MAX_LAYERS, least=1 + n_mtp) - n_mtp
+        vocabulary = read.vocabulary(_MAX_VOCABULARY)
         return cls(
-            vocabulary=read.vocabulary(_MAX_VOCABULARY),
+            vocabulary=vocabulary,
             n_layers=n_layers,
             width=read.integer("embedding_length", _MAX_WIDTH),
             ffn=read.integer("feed_forward_length", _MAX_WIDTH),
@@ -180,9 +182,9 @@ class DeepSeekConfig:
             nope=head - rope.n_dims,
             v_head=read.integer("attention.value_length_mla" if mla else "attention.value_length", _MAX_WIDTH),
             kv_lora_rank=read.integer("attention.kv_lora_rank", _MAX_WIDTH),
-            q_lora_rank=read.integer("attention.q_lora_rank", _MAX_WIDTH, least=0, default=0) or None,
+            q_lora_rank=None if _is_lite(n_layers, vocabulary) else _q_lora_rank(read),
             rope=rope,
-            moe=_moe(read),
+            moe=_moe(read, _usual_gating(n_layers, vocabulary)),
             n_dense=read.integer("leading_dense_block_count", MAX_LAYERS, least=0, default=0),
             n_mtp=n_mtp,
             norm_epsilon=read.number("attention.layer_norm_rms_epsilon", 1.0),
@@ -271,10 +273,35 @@ class DenseConfig:
 Config: TypeAlias = DeepSeekConfig | DenseConfig
 
 
-def _rope(read: Hyperparameters, n_dims: int) -> RopeConfig:
+def _is_lite(n_layers: int, vocabulary: int) -> bool:
+    """Whether llama.cpp takes a deepseek2 file for V2-Lite, GigaChat3 or Kanana-2, whose queries are not compressed.
+
+    It tells them by these numbers, and does not look at ``q_lora_rank`` then (``is_lite`` in ``deepseek2.cpp``).
+    """
+    return n_layers in (26, 27) or (n_layers == 48 and vocabulary == 128256)
+
+
+def _q_lora_rank(read: Hyperparameters) -> int | None:
+    return read.integer("attention.q_lora_rank", _MAX_WIDTH, least=0, default=0) or None
+
+
+def _usual_gating(n_layers: int, vocabulary: int) -> int:
+    """The gating of a deepseek2 file that does not say: GLM 4.7 Lite's by its size, else V2's."""
+    return 2 if n_layers in (47, 48) and vocabulary == 154880 else 1
+
+
+def _yarn_multiplier(read: Hyperparameters) -> float:
+    """``yarn_log_multiplier``, or 0; of the models here llama.cpp reads it for deepseek2 alone."""
+    multiplier = read.number("rope.scaling.yarn_log_multiplier", 100.0, default=0.0)
+    if multiplier and read.word("rope.scaling.type", _SCALINGS, default="linear") != "yarn":
+        raise read.wrong("rope.scaling.type", "'yarn', since there is a YaRN multiplier")
+    return multiplier
+
+
+def _rope(read: Hyperparameters, n_dims: int, multiplier: float = 0.0) -> RopeConfig:
     if n_dims % 2:
         raise read.wrong("rope.dimension_count", "an even number")
-    kind = read.word("rope.scaling.type", ("none", "linear", "yarn"), default="linear")
+    kind = read.word("rope.scaling.type", _SCALINGS, default="linear")
     context = read.integer("context_length", _MAX_CONTEXT)
     old_name = read.number("rope.scale_linear", 1e6, default=0.0)
     factor = read.number("rope.scaling.factor", 1e6, default=old_name) or 1.0
@@ -282,9 +309,6 @@ def _rope(read: Hyperparameters, n_dims: int) -> RopeConfig:
     if base <= 1:
         raise read.wrong("rope.freq_base", "a number above 1")
     yarn = None
-    multiplier = read.number("rope.scaling.yarn_log_multiplier", 100.0, default=0.0)
-    if multiplier and kind != "yarn":
-        raise read.wrong("rope.scaling.type", "'yarn', since there is a YaRN multiplier")
     if kind == "yarn":
         original = read.integer("rope.scaling.original_context_length", _MAX_CONTEXT, default=context)
         yarn = YarnConfig(original_context=original, log_multiplier=multiplier or None)
@@ -297,7 +321,7 @@ def _rope(read: Hyperparameters, n_dims: int) -> RopeConfig:
     )
 
 
-def _moe(read: Hyperparameters) -> MoeConfig:
+def _moe(read: Hyperparameters, usual_gating: int) -> MoeConfig:
     n_experts = read.integer("expert_count", MAX_EXPERTS)
     n_used = read.integer("expert_used_count", n_experts)
     n_groups = read.integer("expert_group_count", n_experts, least=0, default=0) or 1
@@ -308,7 +332,7 @@ def _moe(read: Hyperparameters) -> MoeConfig:
             raise read.wrong("expert_group_count", f"groups of two or more of the {n_experts} experts, all of one size")
         if n_used > n_groups_used * (n_experts // n_groups):
             raise read.wrong("expert_used_count", "no more experts than the chosen groups have")
-    gating = read.integer("expert_gating_func", 1 << 31, least=0, default=0) or 1
+    gating = read.integer("expert_gating_func", 1 << 31, least=0, default=0) or usual_gating
     if gating not in _GATINGS:
         raise read.wrong("expert_gating_func", "1 (softmax) or 2 (sigmoid)")
     return MoeConfig(

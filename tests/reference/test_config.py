@@ -61,6 +61,43 @@ def test_what_llama_cpp_does_without_a_key_is_done_here() -> None:
     assert DeepSeekConfig.from_metadata(model) == deepseek_config(**usual, scale=1.0, n_dense=0)
 
 
+@pytest.mark.parametrize(
+    ("n_layers", "vocabulary", "expected"),
+    [(26, 260, None), (27, 260, None), (48, 128256, None), (48, 260, 48), (28, 260, 48)],
+)
+def test_files_that_llama_cpp_takes_for_lite_have_no_compressed_queries(
+    n_layers: int, vocabulary: int, expected: int | None
+) -> None:
+    config = deepseek_config(n_layers=n_layers, vocabulary=vocabulary, q_lora_rank=48)
+    assert DeepSeekConfig.from_metadata(_model(config, "output.weight")).q_lora_rank == expected
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_mtp", "vocabulary", "gating"),
+    [
+        (47, 0, 154880, "sigmoid"),
+        (47, 1, 154880, "sigmoid"),
+        (48, 0, 154880, "sigmoid"),
+        (46, 0, 154880, "softmax"),
+        (47, 0, 260, "softmax"),
+    ],
+)
+def test_gating_that_is_not_said_is_that_of_glm_by_its_size(
+    n_layers: int, n_mtp: int, vocabulary: int, gating: str
+) -> None:
+    config = deepseek_config(n_layers=n_layers, n_mtp=n_mtp, vocabulary=vocabulary)
+    model = _model(config, "output.weight", expert_gating_func=None)
+    assert DeepSeekConfig.from_metadata(model).moe.gating == gating
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_yarn_multiplier_is_deepseeks_alone(architecture: str) -> None:
+    config = dense_config(architecture, rope=yarn(16, log_multiplier=None))
+    names = ["output.weight", *(["blk.0.attn_q.bias"] if config.qkv_bias else [])]
+    model = _model(config, *names, rope__scaling__yarn_log_multiplier=0.1)
+    assert DenseConfig.from_metadata(model) == config
+
+
 def test_numbers_may_be_given_by_layer_if_they_are_the_same() -> None:
     config = dense_config()
     same = MetadataArray(item_type=4, n_items=3, values=(2, 2, 2))

@@ -74,6 +74,23 @@ def test_float32_logits_layers_and_experts_are_those_of_llama_cpp(name: str, tmp
 
 
 @pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (dense_config("qwen2", rope=yarn(16, log_multiplier=None)), "rope.scaling.yarn_log_multiplier", 0.1),
+        (dense_config(rope=yarn(16, log_multiplier=None)), "rope.scaling.yarn_log_multiplier", 0.1),
+        (deepseek_config(n_layers=26, **LITE), "attention.q_lora_rank", 48),
+    ],
+)
+def test_what_llama_cpp_does_not_look_at_changes_nothing(
+    config: Config, key: str, value: float, tmp_path: Path
+) -> None:
+    path = files.write_random(tmp_path / "model.gguf", config, metadata={key: value})
+    tokens = random_tokens(100)
+    ours = reference.load(path)(torch.tensor([tokens]))[0].numpy()
+    assert np.abs(ours - llama.run(path, tokens).logits).max() / ours.std() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
     ("changes", "wrong_rope"),
     [
         ({}, {"base": 10010.0}),
