@@ -23,6 +23,7 @@ from ktllama.runtime import library
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.translation import Options
 from ktllama.validating.report import Report, number
+from ktllama.validating.rounding import ActivationsChoice
 from ktllama.validating.spread import placed
 from ktllama.validating.validation import Task, validate
 from tests.reference.files import deepseek_config, random_tokens, write_random
@@ -40,10 +41,12 @@ CASES = (
     ("F16", "f32", "off"),
     ("BF16", "f32", "off"),
     ("Q8_0", "f32", "off"),
+    ("Q8_0", "f16", "on"),
     ("Q6_K", "f32", "off"),
     ("Q4_K", "f32", "off"),
     ("Q4_K", "f16", "on"),
 )
+ACTIVATIONS: tuple[ActivationsChoice, ...] = ("exact", "llama.cpp")
 LAYERS = (4, 8, 16, 32)
 
 
@@ -76,15 +79,16 @@ def line(name: str, kv: str, flash: str, found: Report) -> str:
     own = max(layer.median_own for layer in found.layers)
     errors = found.positions
     return (
-        f"  {name:<14} {kv:<5} {flash:<5} {number(own):>9} {number(found.layers[-1].median):>9} "
+        f"  {name:<14} {kv:<5} {flash:<5} {found.activations:<10} {number(own):>9} "
+        f"{number(found.layers[-1].median):>9} "
         f"{number(float(errors.max_abs.max())):>9} {number(found.mean_kl):>9} {100 * float(errors.top1.mean()):>7.2f}% "
         f"{found.n_flips:>5} of {found.n_choices}"
     )
 
 
 def figures() -> None:
-    print(f"deepseek2, 6 layers, random, {N_TOKENS} tokens, then SmolLM2-135M on the default text")
-    print("  weights        KV    flash  own part   at last   |Δ logit|   mean KL    top-1  flipped")
+    print(f"deepseek2, 6 layers, random, {N_TOKENS} tokens, then SmolLM2-135M on 200 of the default text")
+    print("  weights        KV    flash reference   own part   at last   |Δ logit|   mean KL    top-1  flipped")
     with tempfile.TemporaryDirectory() as folder:
         exact = write_random(Path(folder) / "F32.gguf", config())
         tokens = tuple(random_tokens(N_TOKENS))
@@ -96,9 +100,13 @@ def figures() -> None:
                 files[name] = (
                     write_random(target, config(), matrix_type=name) if direct else quantized(exact, target, name)
                 )
-            print(line(name, kv, flash, run(files[name], kv, flash, tokens=tokens)), flush=True)
+            for activations in ACTIVATIONS:
+                found = run(files[name], kv, flash, tokens=tokens, activations=activations)
+                print(line(name, kv, flash, found), flush=True)
     for kv, flash in (("f32", "off"), ("f16", "on")):
-        print(line("SmolLM2 Q4_1", kv, flash, run(smollm2.path(), kv, flash)), flush=True)
+        for activations in ACTIVATIONS:
+            found = run(smollm2.path(), kv, flash, max_tokens=200, activations=activations)
+            print(line("SmolLM2 Q4_1", kv, flash, found), flush=True)
 
 
 _CHILD = """

@@ -17,6 +17,7 @@ from ktllama.errors import TextFileError
 from ktllama.model.sources import is_remote
 from ktllama.pages import page as pages
 from ktllama.validating.report import Report
+from ktllama.validating.rounding import ActivationsChoice
 from ktllama.validating.spread import placed
 from ktllama.validating.validation import DTypeName, Task, validate
 
@@ -52,6 +53,13 @@ def _finite(value: float | None) -> float | None:
     help="What the reference computes in.",
 )
 @click.option(
+    "--activations",
+    type=click.Choice(("auto", "exact", "llama.cpp")),
+    default="auto",
+    show_default=True,
+    help="How the reference rounds activations: not at all, as llama.cpp's CPU kernels do, or so where they run.",
+)
+@click.option(
     "--max-kl",
     type=click.FloatRange(0),
     callback=lambda _context, _option, value: _finite(value),
@@ -79,6 +87,7 @@ def command(
     max_tokens: int | None,
     against: str | None,
     dtype: str,
+    activations: str,
     max_kl: float | None,
     stand_ins: bool,
     json_file: str | None,
@@ -92,8 +101,8 @@ def command(
 ) -> int:
     """Compare llama.cpp under RULES with the reference in plain PyTorch, logit by logit and layer by layer.
 
-    Both read the same tokens. Exit status 1 if the mean KL divergence is past --max-kl. Needs torch:
-    pip install 'ktllama[reference]'.
+    Both read the same tokens. Exit status 1 if the mean KL divergence is past --max-kl or, where that is not given, a
+    layer goes wrong by itself. Needs torch: pip install 'ktllama[reference]'.
     """
     _check_usage(rules=rules, spread=spread, prompt=prompt, text_file=text_file, outputs=(json_file, page), force=force)
     path = _local(shared.model_or_default(model))
@@ -110,6 +119,7 @@ def command(
         context=shared.context_of(context),
         against=against,
         dtype=cast(DTypeName, dtype),
+        activations=cast(ActivationsChoice, activations),
         max_tokens=max_tokens,
         max_kl=max_kl,
         stand_ins=stand_ins,

@@ -67,10 +67,11 @@ def product(x: Tensor, weight: Tensor, rounding: Rounding | None) -> Tensor:
     """x (…, T, in) times weight (…, out, in) transposed: (…, T, out), with ``x`` rounded as told."""
     if rounding is None:
         return x @ weight.mT
-    made = rounded(x, rounding.partner).to(x.dtype) @ weight.mT
     if rounding.minima is None:
-        return made
-    return made + sums_gained(x).to(x.dtype) @ rounding.minima.to(x.dtype).mT
+        return rounded(x, rounding.partner).to(x.dtype) @ weight.mT
+    scale, values = _q8(x.to(torch.float32))
+    made = _q8_0_values(scale, values).to(x.dtype) @ weight.mT
+    return made + _sums_gained(scale, values).to(x.dtype) @ rounding.minima.to(x.dtype).mT
 
 
 def rounded(x: Tensor, partner: Partner) -> Tensor:
@@ -84,21 +85,28 @@ def rounded(x: Tensor, partner: Partner) -> Tensor:
 
 def sums_gained(x: Tensor) -> Tensor:
     """(…, in/32): by how much the sums that a row of Q8_1 keeps of its blocks differ from the sums of its values."""
-    scale, values = _q8(x.to(torch.float32))
-    kept = (scale * values.sum(-1, keepdim=True)).half().float()
-    return (kept - scale.half().float() * values.sum(-1, keepdim=True)).squeeze(-1)
+    return _sums_gained(*_q8(x.to(torch.float32)))
+
+
+def _sums_gained(scale: Tensor, values: Tensor) -> Tensor:
+    total = values.sum(-1, keepdim=True)
+    kept = (scale * total).half().float()
+    return (kept - scale.half().float() * total).squeeze(-1)
 
 
 def _q8(x: Tensor) -> tuple[Tensor, Tensor]:
     """The blocks' scales (…, n, 1) and the integers (…, n, 32) between −127 and 127."""
     blocks = x.reshape(*x.shape[:-1], -1, _BLOCK)
-    largest = blocks.abs().amax(-1, keepdim=True)
+    largest = torch.linalg.vector_norm(blocks, torch.inf, -1, keepdim=True)
     inverse = _quotient(127, largest)
     return largest / 127, (blocks * inverse).round()
 
 
 def _q8_0(x: Tensor) -> Tensor:
-    scale, values = _q8(x)
+    return _q8_0_values(*_q8(x))
+
+
+def _q8_0_values(scale: Tensor, values: Tensor) -> Tensor:
     return (values * scale.half().float()).flatten(-2)
 
 

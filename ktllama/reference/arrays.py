@@ -9,8 +9,10 @@ read twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,11 @@ import torch
 from torch import Tensor
 
 from ktllama.reference.activations import Activations
-from ktllama.reference.attention import Cache
+from ktllama.reference.attention import AttentionKernels, Cache
+from ktllama.reference.cpu_attention import CpuAttention
 from ktllama.reference.decoder import prepare
 from ktllama.reference.model import DTYPES, Model, load
+from ktllama.reference.streaming import StreamedModel
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,11 +47,43 @@ class Leader(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """What the other program computes with.
+
+    ``activations`` says for each layer, and last for the output, whether the reference rounds as it does. The rest is
+    for layers that do, and as in :class:`ktllama.reference.cpu_attention.CpuAttention`; of another type of cache
+    attention is exact.
+    """
+
+    activations: Sequence[Activations]
+    kv_type: str
+    flash_attention: bool
+    n_ubatch: int
+
+    def attention(self, layer: int) -> AttentionKernels | None:
+        """How a layer's attention is computed, if not exactly."""
+        kept = _KEPT.get(self.kv_type)
+        if kept is None or self.activations[layer] == "exact":
+            return None
+        return CpuAttention(kept=kept, flash=self.flash_attention, n_ubatch=self.n_ubatch)
+
+
+_KEPT: Mapping[str, Literal["F32", "F16", "BF16"]] = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+
+
 class ReferencePass:
     """An opened model. Its weights are read layer by layer whenever it runs."""
 
     def __init__(self, model: Model) -> None:
+        assert isinstance(model.stages, StreamedModel)
         self._model = model
+        self._stages = model.stages
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that a pass goes through."""
+        return self._model.config.n_layers
 
     @property
     def n_vocab(self) -> int:
@@ -55,49 +91,69 @@ class ReferencePass:
         return self._model.config.vocabulary
 
     def run(
-        self, tokens: Sequence[int], leader: Leader, progress: Callable[[str, float], None]
+        self,
+        tokens: Sequence[int],
+        leader: Leader,
+        progress: Callable[[str, float], None],
+        kernels: Kernels,
+        n_threads: int | None = None,
     ) -> tuple[Floats, dict[int, Floats]]:
         """The logits (T, vocabulary) of one text, and by position some of the led pass's (vocabulary).
 
-        ``progress`` gets what is done, and the share of the layers.
+        ``progress`` gets what is done, and the share of the layers. All weights of the file are looked at, whether
+        tokens need them or not. ``n_threads`` is torch's own choice where it is None.
 
         Raises:
             TokensError, WeightError, ModelFileError: as :class:`ktllama.reference.model.Model` does.
         """
         ids = torch.tensor([list(tokens)] * 2, dtype=torch.int64)
         self._model.check(ids)
-        with torch.no_grad():
-            x = self._layers(ids, leader, progress)
+        stages = self._stages.rounding_as(kernels.activations)
+        stages.check(None)
+        with torch.no_grad(), _threads(n_threads):
+            x = _through(stages, ids, kernels, leader, progress)
             shown = sorted({round(at) for at in np.linspace(0, len(tokens) - 1, LED_OUTPUTS)})
-            stages = self._model.stages
             logits = _array(stages.logits(stages.normed(torch.cat((x[0], x[1][shown])))))
         return logits[: len(tokens)], dict(zip(shown, logits[len(tokens) :], strict=True))
 
-    def _layers(self, ids: Tensor, leader: Leader, progress: Callable[[str, float], None]) -> Tensor:
-        """Both passes (2, T, width) through all layers."""
-        stages = self._model.stages
-        layers = stages.layers()
-        cache, x = Cache.empty(len(layers)), stages.embed(ids)
-        at = prepare(stages.rope, ids, cache, x.dtype, factors=stages.rope_factors)
-        routing = _Routing(leader)
-        for index, (layer, kept) in enumerate(zip(layers, cache.layers, strict=True)):
-            given, x = _array(x[1]), layer(x, at, kept, index, routing)
-            theirs = leader.layer(index, _array(x[0]), given, _array(x[1]))
-            x = torch.stack((x[0], torch.from_numpy(theirs).to(x.dtype)))
-            kept.kept = ()  # no token follows
-            progress("reference", (index + 1) / len(layers))
-        return x
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """Let torch use ``n`` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def open_pass(path: str | os.PathLike[str], dtype: str, activations: Activations = "exact") -> ReferencePass:
+def _through(
+    stages: StreamedModel, ids: Tensor, kernels: Kernels, leader: Leader, progress: Callable[[str, float], None]
+) -> Tensor:
+    """Both passes (2, T, width) through all layers."""
+    layers = stages.layers()
+    cache, x = Cache.empty(len(layers)), stages.embed(ids)
+    at = prepare(stages.rope, ids, cache, x.dtype, factors=stages.rope_factors)
+    routing = _Routing(leader)
+    for index, (layer, kept) in enumerate(zip(layers, cache.layers, strict=True)):
+        stages.check(index)
+        here = replace(at, kernels=kernels.attention(index))
+        given, x = _array(x[1]), layer(x, here, kept, index, routing)
+        theirs = leader.layer(index, _array(x[0]), given, _array(x[1]))
+        x = torch.stack((x[0], torch.from_numpy(theirs).to(x.dtype)))
+        kept.kept = ()  # no token follows
+        progress("reference", (index + 1) / len(layers))
+    return x
+
+
+def open_pass(path: str | os.PathLike[str], dtype: str) -> ReferencePass:
     """The model of a GGUF file, to be computed in the ``dtype`` of that name (:data:`DTYPE_BY_NAME`).
-
-    ``activations`` as :func:`ktllama.reference.model.load` has them.
 
     Raises:
         ModelFileError, ReferenceModelError, WeightError: as :func:`ktllama.reference.model.load` does.
     """
-    return ReferencePass(load(path, DTYPE_BY_NAME[dtype], activations=activations))
+    return ReferencePass(load(path, DTYPE_BY_NAME[dtype]))
 
 
 class _Routing:
@@ -107,7 +163,7 @@ class _Routing:
         self._leader = leader
 
     def layer(self, index: int, hidden: Tensor) -> None:
-        """Told by :meth:`ReferencePass._layers` itself."""
+        """Told by :func:`_through` itself."""
 
     def routing(self, index: int, experts: Tensor, weights: Tensor) -> None:  # noqa: ARG002
         """Experts (2·T, k): first those of the own pass."""

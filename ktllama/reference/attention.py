@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,16 +37,30 @@ class Cache:
         return cls([LayerCache() for _ in range(n_layers)])
 
 
+class AttentionKernels(Protocol):
+    """Another arithmetic for :func:`attend`."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
+        """The same, less exactly."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """What all layers of one forward pass share.
 
     ``turn`` is the rotation at the new tokens' positions. ``visible`` (1 or B, 1, T, S) says which of S tokens each of
-    the T new ones sees.
+    the T new ones sees. ``kernels`` compute the attention where it is not to be exact.
     """
 
     turn: tuple[Tensor, Tensor]
     visible: Tensor
+    kernels: AttentionKernels | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """:func:`attend` to what is visible, or what the kernels make of it."""
+        if self.kernels is None:
+            return attend(q, k, v, self.visible, scale)
+        return self.kernels.attend(q, k, v, self.visible, scale)
 
 
 def visibility(n_seen: int, n_new: int, segments: Tensor | None = None) -> Tensor:

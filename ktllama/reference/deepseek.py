@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ktllama.reference.activations import Rounding, product
-from ktllama.reference.attention import Cache, LayerCache, Pass, attend
+from ktllama.reference.attention import Cache, LayerCache, Pass
 from ktllama.reference.config import DeepSeekConfig
 from ktllama.reference.decoder import Decoder, Embedding, Observer, Unobserved, initialise, prepare
 from ktllama.reference.experts import MixtureOfExperts
@@ -65,14 +65,14 @@ class LatentAttention(nn.Module):
         k_nope = _by_head(latent, self.k_b.weight.mT, self.k_b.rounding)  # (B, H, S, nope)
         v = _by_head(latent, self.v_b.weight, self.v_b.rounding)  # (B, H, S, v)
         k = torch.cat((k_nope, k_rope.expand(-1, self.config.n_heads, -1, -1)), -1)
-        return attend(torch.cat((q_nope, q_rope), -1), k, v, at.visible, self.config.score_scale)
+        return at.attend(torch.cat((q_nope, q_rope), -1), k, v, self.config.score_scale)
 
     def _to_latent(self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, at: Pass) -> Tensor:
         """The same, with the latent as the one key and value of all heads."""
         q_latent = product(q_nope, self.k_b.weight, self.k_b.rounding)  # (B, H, T, rank)
         latent = latent[:, None]
         q, k = torch.cat((q_latent, q_rope), -1), torch.cat((latent, k_rope), -1)
-        made = attend(q, k, latent, at.visible, self.config.score_scale)  # (B, H, T, rank)
+        made = at.attend(q, k, latent, self.config.score_scale)  # (B, H, T, rank)
         return product(made, self.v_b.weight, self.v_b.rounding)
 
     def queries(self, x: Tensor) -> Tensor:

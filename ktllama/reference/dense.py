@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ktllama.reference.attention import LayerCache, Pass, attend
+from ktllama.reference.attention import LayerCache, Pass
 from ktllama.reference.config import DenseConfig
 from ktllama.reference.decoder import Decoder, Observer
 from ktllama.reference.parts import FeedForward, RMSNorm, linear
@@ -37,7 +37,7 @@ class GroupedAttention(nn.Module):
 
         shared = config.n_heads // config.n_kv_heads
         k, v = (part.transpose(1, 2).repeat_interleave(shared, 1) for part in (k, v))  # (B, H, S, head)
-        made = attend(q.transpose(1, 2), k, v, at.visible, config.score_scale)
+        made = at.attend(q.transpose(1, 2), k, v, config.score_scale)
         mixed: Tensor = self.output(made.transpose(1, 2).flatten(2))
         return mixed
 

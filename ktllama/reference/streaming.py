@@ -6,6 +6,7 @@ for decoding token by token and for training.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ktllama.model.model_file import ModelFile
+from ktllama.model.modules import block_of
 from ktllama.reference.activations import Activations, product
 from ktllama.reference.attention import LayerCache, Pass
 from ktllama.reference.config import Config, DeepSeekConfig, DenseConfig, RopeConfig
@@ -46,6 +48,26 @@ class StreamedModel:
             StreamedLayer(config, index, self._weights, dict(blocks_of(self._parts, index)))
             for index in range(config.n_layers)
         ]
+
+    def rounding_as(self, activations: Sequence[Activations]) -> StreamedModel:
+        """The same model with other activations: one for each layer, and last that of the output."""
+        other = copy.copy(self)
+        other._layers = [layer.rounding_as(one) for layer, one in zip(self._layers, activations[:-1], strict=True)]
+        other._weights = self._weights.rounding_as(activations[-1])
+        return other
+
+    def check(self, layer: int | None) -> None:
+        """Whether all tensors of a layer hold numbers, those of unused experts too; None: all that is in none.
+
+        What is in no layer that is computed (embedding, output, the multi-token-prediction block) is in None.
+
+        Raises:
+            WeightError: naming the first tensor that does not.
+        """
+        for name, tensor in self._weights.tensors.items():
+            block = block_of(name)
+            if layer == (None if block is None or block >= self.config.n_layers else block):
+                self._weights.check(tensor)
 
     @property
     def rope(self) -> RopeConfig:
@@ -96,6 +118,10 @@ class StreamedLayer:
         self._index = index
         self._weights = weights
         self._parts = parts
+
+    def rounding_as(self, activations: Activations) -> StreamedLayer:
+        """The same layer with other activations."""
+        return StreamedLayer(self._config, self._index, self._weights.rounding_as(activations), self._parts)
 
     def __call__(self, x: Tensor, at: Pass, cache: LayerCache, index: int, observe: Observer) -> Tensor:
         """(B, T, D) to the same."""

@@ -6,7 +6,9 @@ and the map is closed again: what a read needs beyond its result is a few megaby
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +23,7 @@ from ktllama.errors import ModelFileError, WeightError
 from ktllama.model import gguf
 from ktllama.model import model_file as header
 from ktllama.model.tensor_types import TENSOR_TYPES
+from ktllama.reference import finiteness
 from ktllama.reference.activations import PARTNERS, Activations, Rounding
 
 #: Values that are dequantized at once.
@@ -67,6 +70,12 @@ class Weights:
         self._paths = model.paths
         self._data_offsets = gguf.data_offsets(model)
 
+    def rounding_as(self, activations: Activations) -> Weights:
+        """The same weights for a model whose activations are rounded otherwise."""
+        other = copy.copy(self)
+        other.activations = activations
+        return other
+
     def read(self, part: Part, dtype: torch.dtype | None = None) -> Tensor:
         """The whole part, in its shape.
 
@@ -91,6 +100,26 @@ class Weights:
         out = torch.empty(len(rows), part.columns, dtype=self.dtype)
         self._fill(out, part, self._map(part)[rows.numpy()])
         return out
+
+    def check(self, tensor: header.Tensor) -> None:
+        """Whether all of a tensor are numbers, whatever of it is ever used; most types are not dequantized for it.
+
+        Raises:
+            WeightError: for values that are not numbers.
+            ModelFileError: when the file cannot be read.
+        """
+        by_bytes = finiteness.told_by_bytes(tensor.type)
+        if not by_bytes and not can_dequantize(tensor.type):
+            return  # integers, or what no parameter can be, as every parameter's type was looked at
+        n_rows = math.prod(tensor.shape[1:])
+        for rows in _pieces(n_rows, tensor.shape[0]):
+            encoded = self._map_rows(tensor, rows, n_rows)
+            if by_bytes:
+                sound = finiteness.all_finite(encoded, tensor.type)
+            else:
+                sound = bool(np.isfinite(dequantized(encoded, tensor.type)).all())
+            if not sound:
+                raise self._no_numbers(tensor)
 
     def rounding(self, part: Part) -> Rounding | None:
         """How the activations are rounded that all of a part's matrices multiply."""
@@ -131,22 +160,23 @@ class Weights:
         for some in _pieces(len(encoded), part.columns):
             values = dequantized(encoded[some], part.tensor.type)
             if not np.isfinite(values).all():
-                raise WeightError(self.path, part.tensor.name, "holds values that are no numbers (NaN or infinity)")
+                raise self._no_numbers(part.tensor)
             target[some] = torch.from_numpy(values)
+
+    def _no_numbers(self, tensor: header.Tensor) -> WeightError:
+        return WeightError(self.path, tensor.name, "holds values that are no numbers (NaN or infinity)")
 
     def _map(self, part: Part) -> npt.NDArray[np.uint8]:
         """The bytes of the part's tensor, a row of it in each row."""
-        tensor = part.tensor
-        path = self._paths[tensor.file_index]
         n_rows = part.n * part.rows
+        return self._map_rows(part.tensor, slice(0, n_rows), n_rows)
+
+    def _map_rows(self, tensor: header.Tensor, rows: slice, n_rows: int) -> npt.NDArray[np.uint8]:
+        """Some of the ``n_rows`` rows of a tensor."""
+        path, row_bytes = self._paths[tensor.file_index], tensor.n_bytes // n_rows
+        start = self._data_offsets[tensor.file_index] + tensor.offset + rows.start * row_bytes
         try:
-            return np.memmap(
-                path,
-                np.uint8,
-                "r",
-                offset=self._data_offsets[tensor.file_index] + tensor.offset,
-                shape=(n_rows, tensor.n_bytes // n_rows),
-            )
+            return np.memmap(path, np.uint8, "r", offset=start, shape=(rows.stop - rows.start, row_bytes))
         except OSError as error:
             raise ModelFileError(path, error.strerror or "cannot be read") from error
         except ValueError as error:  # mmap: the file has become shorter
@@ -173,4 +203,4 @@ def can_dequantize(type_name: str) -> bool:
 
 def _pieces(n_rows: int, n_columns: int) -> Iterator[slice]:
     step = max(1, _PIECE // n_columns)
-    return (slice(start, start + step) for start in range(0, n_rows, step))
+    return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))

@@ -15,6 +15,7 @@ def report_document(report: Report) -> dict[str, object]:
     """Everything that was found. What is infinite or not a number is None, as JSON has no word for it."""
     return {
         "ok": report.ok,
+        "carried": report.carried,
         "model": {"name": report.name, "architecture": report.architecture, "path": report.model},
         "reference": {"path": report.reference, "dtype": report.comparison.dtype},
         "rules": report.rules,
@@ -36,7 +37,7 @@ def _comparison(report: Report) -> dict[str, object]:
         "reference_weights": compared.reference_weights,
         "kv_type": compared.kv_type,
         "flash_attention": compared.flash_attention,
-        "expected": compared.expected,
+        "activations": report.activations,
         "max_kl": report.max_kl,
         "sources": [{"what": source.what, "relative": source.relative} for source in compared.sources],
     }
@@ -93,13 +94,18 @@ def _layer(report: Report, found: LayerErrors) -> dict[str, object]:
         "devices": list(report.devices[found.layer]),
         **_errors(found.relative.tolist()),
         "own": _finite(found.median_own),
+        "expected": report.comparison.expected(found.layer),
         "flipped": None if found.flipped is None else found.n_flipped,
         "own_flipped": None if found.own_flipped is None else int(found.own_flipped.sum()),
     }
 
 
 def _output(report: Report) -> dict[str, object]:
-    return {**_errors(report.positions.relative.tolist()), "own": _finite(float(np.median(report.output)))}
+    return {
+        **_errors(report.positions.relative.tolist()),
+        "own": _finite(float(np.median(report.output))),
+        "expected": report.comparison.expected(None),
+    }
 
 
 def _errors(relative: list[float]) -> dict[str, object]:

@@ -19,6 +19,13 @@ _SIGNS = (
 )
 
 
+_ACTIVATIONS = {
+    "exact": "exact",
+    "llama.cpp": "rounded as llama.cpp rounds them",
+    "mixed": "rounded as llama.cpp rounds them on the CPU",
+}
+
+
 def render(report: Report) -> str:
     """The page."""
     parts = {
@@ -51,6 +58,7 @@ def facts(report: Report) -> list[str]:
         f"weights {compared.weights}",
         *against,
         f"reference in {compared.dtype}",
+        f"activations {_ACTIVATIONS[report.activations]}",
         f"KV cache {compared.kv_type}",
         f"flash attention {'on' if compared.flash_attention else 'off'}",
         f"rules {shown(report.rules)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,17 +57,18 @@ class _Column:
     median: float
     worst: float
     own: float
+    expected: float
 
 
 def layer_plot(report: Report) -> str:
     """Every layer's typical error as a dot in its device's colour, up to the worst token's; its own part as a dash."""
     columns = _columns(report)
-    classes, expected = device_classes(report), report.comparison.expected
-    drawn = [value for column in columns for value in (column.median, column.worst, column.own)]
-    axes = _axes(len(columns), [*drawn, expected])
+    classes = device_classes(report)
+    drawn = [value for column in columns for value in (column.median, column.worst, column.own, column.expected)]
+    axes = _axes(len(columns), drawn)
     points = [(axes.x(index), axes.y(column.median)) for index, column in enumerate(columns)]
     parts = [_grid(axes), _labels(axes, [column.label for column in columns], "layer"), _path(points)]
-    parts.append(_line(axes, expected, f"what a layer may add by itself {number(expected)}"))
+    parts += _expectations(axes, columns)
     parts += [_dot(axes, index, column, classes) for index, column in enumerate(columns)]
     parts.append(_mark(axes, report, columns))
     return _svg("Relative error of every layer's output, by layer", parts)
@@ -80,6 +82,7 @@ def _columns(report: Report) -> list[_Column]:
             median=found.median,
             worst=found.worst,
             own=found.median_own,
+            expected=report.comparison.expected(found.layer),
         )
         for found in report.layers
     ]
@@ -90,8 +93,19 @@ def _columns(report: Report) -> list[_Column]:
         median=float(np.median(relative)),
         worst=float(relative.max()),
         own=float(np.median(report.output)),
+        expected=report.comparison.expected(None),
     )
     return [*columns, output]
+
+
+def _expectations(axes: _Axes, columns: Sequence[_Column]) -> list[str]:
+    """A line over every run of columns of which the same is expected."""
+    lines = []
+    for expected, run in itertools.groupby(range(len(columns)), lambda index: columns[index].expected):
+        indices = list(run)
+        ends = _edge(axes, indices[0]), _edge(axes, indices[-1] + 1)
+        lines.append(_line(axes, expected, f"what a layer may add by itself {number(expected)}", ends))
+    return lines
 
 
 def position_plot(report: Report) -> str:
@@ -147,11 +161,17 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return f'<path class="trace" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}"/>'
 
 
-def _line(axes: _Axes, value: float, said: str) -> str:
-    y = axes.y(value)
+def _edge(axes: _Axes, column: int) -> float:
+    """Where a column begins."""
+    return axes.x(column - 0.5)
+
+
+def _line(axes: _Axes, value: float, said: str, ends: tuple[float, float] = (_LEFT, _WIDTH - _RIGHT)) -> str:
+    """A dashed line, with what it says at its right end."""
+    y, (left, right) = axes.y(value), ends
     return (
-        f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{y - 6:.1f}" text-anchor="end">{html.escape(said)}</text>'
+        f'<line class="limit" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="tick" x="{right:.1f}" y="{y - 6:.1f}" text-anchor="end">{html.escape(said)}</text>'
     )
 
 

@@ -9,6 +9,7 @@ which no rounding explains.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,26 +39,29 @@ class Suspect:
     certain: bool
 
 
-def first_suspect(layers: tuple[LayerErrors, ...], output: Floats, expected: float) -> Suspect | None:
+def first_suspect(
+    layers: tuple[LayerErrors, ...], output: Floats, expected: Callable[[int | None], float]
+) -> Suspect | None:
     """The first layer, or the output, that adds more error than it may; None where none does.
 
-    ``output`` are the own errors of the logits, at some positions; ``expected`` is the error that a layer may add.
+    ``output`` are the own errors of the logits, at some positions; ``expected`` is the error that a layer may add, or
+    for None the output.
     """
     for found in layers:
-        past = found.own > JUMP * expected
+        past = found.own > JUMP * expected(found.layer)
         calm = past if found.own_flipped is None else past & ~found.own_flipped
         if calm.mean() >= _SHARE_WITHOUT_FLIPS or past.mean() >= _SHARE_OF_ALL:
             return Suspect(layer=found.layer, error=found.median_own, share=float(past.mean()), certain=True)
-    past = output > JUMP * expected
+    past = output > JUMP * expected(None)
     if past.mean() >= _SHARE_OF_ALL:
         return Suspect(layer=None, error=float(np.median(output)), share=float(past.mean()), certain=True)
     return None
 
 
-def largest(layers: tuple[LayerErrors, ...], expected: float) -> Suspect | None:
+def largest(layers: tuple[LayerErrors, ...], expected: Callable[[int | None], float]) -> Suspect | None:
     """The layer whose own error is the largest; None where there is no layer."""
     if not layers:
         return None
     worst = max(layers, key=lambda found: found.median_own)
-    share = float((worst.own > JUMP * expected).mean())
+    share = float((worst.own > JUMP * expected(worst.layer)).mean())
     return Suspect(layer=worst.layer, error=worst.median_own, share=share, certain=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
@@ -18,17 +18,18 @@ import numpy.typing as npt
 from ktllama import devices
 from ktllama.errors import KtllamaError, LlamaCppError, MissingExtraError
 from ktllama.model import gguf
-from ktllama.model.kv_cache import n_cells
 from ktllama.model.model_file import ModelFile
+from ktllama.placing.ir import Placement
 from ktllama.translation import Translation
-from ktllama.validating.comparison import comparison
+from ktllama.validating.comparison import Comparison, comparison, same_types
 from ktllama.validating.default_text import default_text
 from ktllama.validating.layers import Hidden, LayerErrors, Outputs, Routing, compare_layer
 from ktllama.validating.positions import compare_positions, output_errors
 from ktllama.validating.report import Report, devices_by_layer
+from ktllama.validating.rounding import ActivationsChoice, activations, cpu_kernels
 
 if TYPE_CHECKING:
-    from ktllama.reference.arrays import ReferencePass
+    from ktllama.reference.arrays import Kernels, ReferencePass
     from ktllama.runtime.context_options import ContextOptions
     from ktllama.runtime.probe import Capture
 
@@ -62,7 +63,8 @@ class Task:
 
     ``text`` is read as plain text; of its tokens the first ``max_tokens`` are used. Without a text it is as much of
     one of ours as fits, up to :data:`DEFAULT_TOKENS`. ``tokens`` are read instead of a text. ``max_kl`` of None is the
-    comparison's own.
+    comparison's own. ``activations`` says whether the reference rounds them, too (:mod:`ktllama.validating.rounding`);
+    ``auto`` leaves them exact where the reference's file has other types of tensors.
     """
 
     translation: Translation
@@ -72,6 +74,7 @@ class Task:
     tokens: tuple[int, ...] | None = None
     against: str | None = None
     dtype: DTypeName = "float32"
+    activations: ActivationsChoice = "auto"
     max_tokens: int | None = None
     max_kl: float | None = None
     stand_ins: bool = False
@@ -89,21 +92,14 @@ def validate(task: Task, progress: Progress | None = None) -> Report:
     reference_model = model if task.against is None else gguf.read(task.against)
     reference = _open_reference(task, model, reference_model)
     tokens = _tokens(task)
-    capture = _llama_pass(task, tokens, tell)
+    capture, cpus = _llama_pass(task, tokens, tell)
     if reference.n_vocab != capture.logits.shape[1]:
         path, n_vocab = task.against or task.model_path, capture.logits.shape[1]
         raise DifferentReferenceError(path, "its vocabulary has", reference.n_vocab, n_vocab)
-    compared = comparison(
-        model,
-        reference_model,
-        kv_type=task.context.type_k,
-        flash_attention=capture.flash_attention,
-        dtype=task.dtype,
-    )
+    places = _Places.of(task.translation.placement)
+    compared, kernels = _comparison(task, reference_model, capture, cpus, places.in_order(reference.n_layers))
     leader = LlamaLeader(capture, task.dtype)
-    logits, led = reference.run(tokens, leader, tell)
-    positions = compare_positions(logits, capture.logits, tokens)
-    placement = task.translation.placement
+    logits, led = reference.run(tokens, leader, tell, kernels, task.context.n_threads)
     return Report(
         name=model.name,
         architecture=model.architecture,
@@ -112,13 +108,60 @@ def validate(task: Task, progress: Progress | None = None) -> Report:
         rules=task.translation.ruleset.file,
         tokens=tokens,
         comparison=compared,
-        positions=positions,
+        positions=compare_positions(logits, capture.logits, tokens),
         layers=tuple(leader.found),
         output=output_errors(led, capture.logits),
-        devices=devices_by_layer(placement),
-        output_devices=(placement.output_device or devices.CPU,),
+        devices=places.layers,
+        output_devices=places.output,
         max_kl=compared.max_kl if task.max_kl is None else task.max_kl,
+        limit_given=task.max_kl is not None,
     )
+
+
+def _comparison(
+    task: Task, reference: ModelFile, capture: Capture, cpus: frozenset[str], places: list[tuple[str, ...]]
+) -> tuple[Comparison, Kernels]:
+    """What differs, and what the reference is to compute like.
+
+    ``cpus`` are the devices with llama.cpp's CPU kernels, ``places`` those of every layer and last of the output.
+    """
+    from ktllama.reference.arrays import Kernels
+
+    same = same_types(task.translation.model, reference)
+    choice = "exact" if task.activations == "auto" and not same else task.activations
+    rounding = activations(choice, places, cpus)
+    asked = task.context
+    compared = comparison(
+        task.translation.model,
+        reference,
+        kv_type=asked.type_k,
+        flash_attention=capture.flash_attention,
+        n_ubatch=asked.n_ubatch,
+        dtype=task.dtype,
+        rounded=tuple(same and one != "exact" for one in rounding),
+    )
+    kernels = Kernels(
+        activations=rounding,
+        kv_type=asked.type_k,
+        flash_attention=capture.flash_attention,
+        n_ubatch=asked.n_ubatch,
+    )
+    return compared, kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """The devices of every layer, and of the output."""
+
+    layers: Mapping[int, tuple[str, ...]]
+    output: tuple[str, ...]
+
+    @classmethod
+    def of(cls, placement: Placement) -> _Places:
+        return cls(layers=devices_by_layer(placement), output=(placement.output_device or devices.CPU,))
+
+    def in_order(self, n_layers: int) -> list[tuple[str, ...]]:
+        return [*(self.layers[layer] for layer in range(n_layers)), self.output]
 
 
 class LlamaLeader:
@@ -187,11 +230,14 @@ def _check_same(path: str, model: ModelFile, reference: ModelFile) -> None:
 
 
 def _tokens(task: Task) -> tuple[int, ...]:
-    """The text's tokens, from the model's vocabulary alone."""
+    """The text's tokens, from the model's vocabulary alone.
+
+    llama.cpp rounds a context up to 256 tokens; no more are read than were asked for.
+    """
     from ktllama.runtime.probe import TextTooLongError, tokens_of
 
     trained = task.translation.model.integer("context_length")
-    n_ctx = n_cells(task.context.n_ctx, n_ctx_train=trained)
+    n_ctx = task.context.n_ctx or trained
     fits = min(n_ctx, trained)
     if task.tokens is not None:
         tokens = list(task.tokens)
@@ -208,7 +254,9 @@ def _tokens(task: Task) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _llama_pass(task: Task, tokens: tuple[int, ...], tell: Progress) -> Capture:
+def _llama_pass(task: Task, tokens: tuple[int, ...], tell: Progress) -> tuple[Capture, frozenset[str]]:
+    """What llama.cpp computed, and on which devices with its CPU kernels."""
+    from ktllama.runtime.device_list import available
     from ktllama.runtime.probe import Probe
 
     translation = task.translation
@@ -225,4 +273,13 @@ def _llama_pass(task: Task, tokens: tuple[int, ...], tell: Progress) -> Capture:
         stand_ins=task.stand_ins,
         cpu_bytes=translation.placement.bytes_by_device().get(devices.CPU, 0),
     ) as probe:
-        return probe.run(tokens, lambda share: tell("llama.cpp reads", share))
+        capture = probe.run(tokens, lambda share: tell("llama.cpp reads", share))
+        names = {*translation.placement.bytes_by_device(), *translation.placement.layers.values(), devices.CPU}
+        kernels = cpu_kernels(
+            names,
+            translation.options.device_map,
+            translation.settings,
+            probe.loaded.bound,
+            available(probe.loaded.library),
+        )
+    return capture, kernels

@@ -36,8 +36,8 @@ def test_a_sound_model_passes_and_says_what_was_compared(model: Path) -> None:
     assert (ran.status, ran.err) == (0, "")
     lines = [line.rstrip() for line in ran.out.splitlines()]
     assert lines[0] == (
-        "model  deepseek2, 3 layers, 24 tokens, weights F32, reference in float32, KV cache f32, flash attention off, "
-        "rules none (all on the CPU)"
+        "model  deepseek2, 3 layers, 24 tokens, weights F32, reference in float32, activations rounded as llama.cpp "
+        "rounds them, KV cache f32, flash attention off, rules none (all on the CPU)"
     )
     assert lines[2] == "Layers"
     assert lines[3].split() == [
@@ -142,6 +142,56 @@ def test_a_file_that_is_there_is_not_overwritten(model: Path, folder: Path) -> N
     ran = ktllama("validate", "-m", str(model), *QUICK, "--html", str(page))
     assert (ran.status, ran.err) == (2, f"ktllama: {page}: already exists; --force overwrites it\n")
     assert page.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+def test_what_cannot_be_written_is_said_before_anything_is_computed(
+    option: str, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def computed(*_arguments: object) -> None:
+        raise AssertionError("it was computed first")
+
+    monkeypatch.setattr("ktllama.cli.validate.validate", computed)
+    nowhere, directory = folder / "no" / "page.html", folder / "folder"
+    directory.mkdir(exist_ok=True)
+    ran = ktllama("validate", "-m", str(model), option, str(nowhere))
+    assert (ran.status, ran.err) == (2, f"ktllama: {nowhere}: cannot be written: there is no such folder\n")
+    ran = ktllama("validate", "-m", str(model), option, str(directory), "--force")
+    assert (ran.status, ran.err) == (2, f"ktllama: {directory}: cannot be written: it is a folder\n")
+    below = model / "page.html"
+    ran = ktllama("validate", "-m", str(model), option, str(below))
+    assert (ran.status, ran.err) == (2, f"ktllama: {below}: cannot be written: there is no such folder\n")
+
+
+def test_no_more_is_read_than_the_context_that_was_asked_for(model: Path) -> None:
+    ran = ktllama("validate", "-m", str(model), "--ctx", "16", "--threads", "1", "--json")
+    assert json.loads(ran.out)["n_tokens"] == 16
+    ran = ktllama("validate", "-m", str(model), "--ctx", "16", "--prompt", "x" * 16)
+    assert (ran.status, ran.err) == (
+        2, "ktllama: the text has 17 tokens and the context holds 16: shorten it or enlarge the context\n",
+    )  # fmt: skip
+
+
+def test_activations_may_be_left_exact(model: Path) -> None:
+    ran = ktllama("validate", "-m", str(model), *QUICK, "--activations", "exact", "--json")
+    assert json.loads(ran.out)["comparison"]["activations"] == "exact"
+    ran = ktllama("validate", "-m", str(model), *QUICK, "--json")
+    assert json.loads(ran.out)["comparison"]["activations"] == "llama.cpp"
+
+
+def test_weights_that_no_token_needs_are_looked_at_too(folder: Path) -> None:
+    import gguf
+    import numpy as np
+
+    path = TinyDeepSeek(n_layers=2, expert_type="F32").write(folder / "unused.gguf")
+    reader = gguf.GGUFReader(path, "r+")
+    embedding = next(tensor.data for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    embedding[ord("~")] = np.nan  # a byte that the prompt has not
+    reader.data.flush()
+    ran = ktllama("validate", "-m", str(path), *QUICK, "--prompt", "hello")
+    assert (ran.status, ran.err) == (
+        2, f"ktllama: {path}: tensor 'token_embd.weight' holds values that are no numbers (NaN or infinity)\n",
+    )  # fmt: skip
 
 
 def test_text_must_be_text(model: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ from gguf.constants import GGMLQuantizationType
 from ktllama import reference
 from ktllama.model.tensor_types import TENSOR_TYPES
 from ktllama.reference.activations import PARTNERS, Activations, Partner, rounded, sums_gained
-from ktllama.reference.arrays import Floats, open_pass
+from ktllama.reference.arrays import Floats, Kernels, open_pass
 from ktllama.reference.config import Config
 from ktllama.reference.weights import can_dequantize
 from ktllama.runtime import library
@@ -140,7 +140,10 @@ def test_a_layer_makes_of_the_same_input_what_llama_cpp_makes(name: str, tmp_pat
 def _own_errors(path: Path, tokens: list[int], capture: Capture, activations: Activations) -> list[float]:
     """Of every layer, led by llama.cpp's: the median token's error, relative to what the layer adds."""
     leader = _Leader(capture)
-    open_pass(path, "float32", activations).run(tokens, leader, lambda _what, _share: None)
+    opened = open_pass(path, "float32")
+    by_layer = (activations,) * (opened.n_layers + 1)
+    kernels = Kernels(activations=by_layer, kv_type="f32", flash_attention=False, n_ubatch=512)
+    opened.run(tokens, leader, lambda _what, _share: None, kernels, 1)
     return leader.errors
 
 

@@ -13,6 +13,7 @@ import torch
 from ktllama import reference
 from ktllama.errors import KtllamaError, ModelFileError, ReferenceModelError, TokensError, WeightError
 from ktllama.reference.config import Config
+from ktllama.reference.streaming import StreamedModel
 from ktllama.reference.weights import can_dequantize
 from tests.reference import files
 from tests.reference.files import Tensors, deepseek_config, dense_config, random_module, random_tokens, tensors_of
@@ -261,3 +262,41 @@ def test_tokens_that_cannot_be_computed(tokens: torch.Tensor, reason: str, tmp_p
     with pytest.raises(TokensError) as caught:
         model(tokens)
     assert str(caught.value) == reason
+
+
+def _checked(path: Path, layer: int | None) -> str | None:
+    """What is said of the tensors of a layer, or of those of none, when they are looked at; None where they are well."""
+    stages = reference.load(path).stages
+    assert isinstance(stages, StreamedModel)
+    try:
+        stages.check(layer)
+    except WeightError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "layer"),
+    [
+        ("blk.1.ffn_gate_exps.weight", (5, 3), 1),
+        ("token_embd.weight", (259,), None),
+        ("blk.2.ffn_down_shexp.weight", (0,), 2),
+        ("blk.3.nextn.eh_proj.weight", (63,), None),
+    ],
+)
+@pytest.mark.parametrize("matrix_type", ["F32", "BF16", "Q8_0", "Q4_1"])
+def test_what_is_no_number_is_found_wherever_it_is(
+    name: str, row: tuple[int, ...], layer: int | None, matrix_type: str, tmp_path: Path
+) -> None:
+    config = deepseek_config(n_mtp=1, nope=32, q_lora_rank=64, v_head=32)
+    tensors = tensors_of(random_module(config))
+    path = files.write(tmp_path / "model.gguf", config, tensors, matrix_type=matrix_type)
+    assert [_checked(path, one) for one in (None, 0, 1, 2)] == [None] * 4
+    reader = gguf.GGUFReader(path, "r+")
+    (found,) = (tensor for tensor in reader.tensors if tensor.name == name)
+    data = found.data[row]
+    data[:] = 0xFF if data.dtype == np.uint8 else np.nan
+    reader.data.flush()
+    said = {one: _checked(path, one) for one in (None, 0, 1, 2)}
+    wrong = f"tensor '{name}' holds values that are no numbers (NaN or infinity)"
+    assert said == {one: wrong if one == layer else None for one in (None, 0, 1, 2)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -40,6 +41,40 @@ KL = 2 * (math.exp(2) - 1) / (math.exp(2) + 2)
 def test_the_verdict_has_both_numbers() -> None:
     assert verdict(report()) == f"mean KL divergence {number(KL / 3)}, PAST the limit of 0.001"
     assert verdict(calm_report()) == "mean KL divergence 0, within the limit of 0.001"
+
+
+def test_a_layer_that_goes_wrong_fails_though_the_logits_hardly_show_it() -> None:
+    wrong = report(positions=calm_report().positions)
+    assert (wrong.within, wrong.ok) == (True, False)
+    assert verdict(wrong) == "mean KL divergence 0, within the limit of 0.001, but a layer goes WRONG"
+    asked = replace(wrong, limit_given=True)
+    assert asked.ok
+    assert verdict(asked) == "mean KL divergence 0, within the limit of 0.001"
+
+
+def test_rounding_that_calm_layers_carried_on_is_told_from_a_fault() -> None:
+    whole = report()
+    alike = replace(whole.comparison, rounded=(True,) * 4)
+    calm = replace(whole, layers=whole.layers[:2], comparison=alike, max_kl=0.4)
+    assert (calm.mean_kl > 0.4, calm.carried, calm.ok) == (True, False, False)  # more than rounding does
+    near = calm_report()
+    logits = np.array([[2, 1, 0], [0, 2, 0], [1, 1, 3]], np.float32)
+    theirs = np.array([[2.2, 1, 0], [0.2, 2, 0], [1.2, 1, 3]], np.float32)
+    positions = compare_positions(logits, theirs, (0, 1, 2))
+    near = replace(near, comparison=alike, positions=positions)
+    assert 1e-3 < near.mean_kl < 2e-2
+    assert near.carried
+    assert near.ok
+    assert near.suspect is None
+    assert verdict(near) == (
+        f"mean KL divergence {number(near.mean_kl)}, past 0.001, but every layer is right given the same input: "
+        "rounding that was carried on, within 0.02"
+    )
+    assert report_document(near)["carried"] is True
+    # not where the reference leaves one layer exact, where a layer is wrong, or where a limit was given
+    assert not replace(near, comparison=replace(alike, rounded=(True, True, True, False))).ok
+    assert not replace(near, layers=whole.layers).ok
+    assert not replace(near, limit_given=True).ok
 
 
 def test_the_suspect_is_named_with_its_device() -> None:
@@ -143,6 +178,7 @@ def test_the_document_says_what_the_report_does() -> None:
         "worst": 0.04,
         "worst_position": 1,
         "own": 0.01,
+        "expected": 0.005,
         "flipped": 1,
         "own_flipped": 1,
     }

@@ -8,8 +8,11 @@ import numpy.typing as npt
 from ktllama.validating.layers import LayerErrors
 from ktllama.validating.suspects import Suspect, first_suspect, largest
 
-EXPECTED = 0.01
 CALM = np.full(4, 0.01)
+
+
+def expected(_layer: int | None) -> float:
+    return 0.01
 
 
 def layer(index: int, own: float | list[float], flipped: list[bool] | None = None) -> LayerErrors:
@@ -19,38 +22,49 @@ def layer(index: int, own: float | list[float], flipped: list[bool] | None = Non
 
 
 def test_errors_as_expected_blame_nobody() -> None:
-    assert first_suspect(tuple(layer(index, 0.03) for index in range(6)), CALM, EXPECTED) is None
+    assert first_suspect(tuple(layer(index, 0.03) for index in range(6)), CALM, expected) is None
 
 
 def test_the_first_of_two_wrong_layers_is_blamed() -> None:
     layers = tuple(layer(index, own) for index, own in enumerate((0.01, 0.01, 0.5, 0.01, 0.9)))
-    assert first_suspect(layers, CALM, EXPECTED) == Suspect(layer=2, error=0.5, share=1.0, certain=True)
+    assert first_suspect(layers, CALM, expected) == Suspect(layer=2, error=0.5, share=1.0, certain=True)
 
 
 def test_a_tenth_of_the_tokens_is_enough() -> None:
     wrong_for = [0.5, 0.5, *[0.01] * 18]
-    assert first_suspect((layer(0, wrong_for),), CALM, EXPECTED) == Suspect(
+    assert first_suspect((layer(0, wrong_for),), CALM, expected) == Suspect(
         layer=0, error=0.01, share=0.1, certain=True
     )
-    assert first_suspect((layer(0, [0.5, *[0.01] * 19]),), CALM, EXPECTED) is None
+    assert first_suspect((layer(0, [0.5, *[0.01] * 19]),), CALM, expected) is None
 
 
 def test_some_flipped_experts_are_no_fault_but_a_router_that_flips_most_is() -> None:
     some = [True] * 8 + [False] * 12
     most = [True] * 10 + [False] * 10
-    assert first_suspect((layer(0, [0.9] * 8 + [0.01] * 12, some),), CALM, EXPECTED) is None
-    found = first_suspect((layer(0, [0.9] * 10 + [0.01] * 10, most),), CALM, EXPECTED)
+    assert first_suspect((layer(0, [0.9] * 8 + [0.01] * 12, some),), CALM, expected) is None
+    found = first_suspect((layer(0, [0.9] * 10 + [0.01] * 10, most),), CALM, expected)
     assert found is not None
     assert (found.layer, found.share) == (0, 0.5)
 
 
 def test_the_output_is_blamed_where_every_layer_is_right() -> None:
     wrong = np.array([0.3, 0.3, 0.3, 0.01])
-    assert first_suspect((layer(0, 0.01),), wrong, EXPECTED) == Suspect(layer=None, error=0.3, share=0.75, certain=True)
+    assert first_suspect((layer(0, 0.01),), wrong, expected) == Suspect(layer=None, error=0.3, share=0.75, certain=True)
 
 
 def test_the_largest_error_is_no_proof() -> None:
-    assert largest((layer(0, 0.01), layer(1, 0.03), layer(2, 0.02)), EXPECTED) == Suspect(
+    assert largest((layer(0, 0.01), layer(1, 0.03), layer(2, 0.02)), expected) == Suspect(
         layer=1, error=0.03, share=0.0, certain=False
     )
-    assert largest((), EXPECTED) is None
+    assert largest((), expected) is None
+
+
+def test_every_layer_is_held_against_what_is_expected_of_it() -> None:
+    layers = (layer(0, 0.3), layer(1, 0.03), layer(2, 0.03))
+
+    def by_layer(index: int | None) -> float:
+        return {0: 0.1, 1: 0.01, 2: 0.001}.get(index if index is not None else -1, 1e-6)
+
+    assert first_suspect(layers, CALM, by_layer) == Suspect(layer=2, error=0.03, share=1.0, certain=True)
+    assert first_suspect(layers[:2], CALM, by_layer) == Suspect(layer=None, error=0.01, share=1.0, certain=True)
+    assert largest(layers, by_layer) == Suspect(layer=0, error=0.3, share=0.0, certain=False)

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch", reason="the reference needs torch")
+
+from ktllama import assets
 from ktllama.errors import LlamaCppError, MissingExtraError
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.probe import TextTooLongError
@@ -15,6 +18,8 @@ from ktllama.translation import Options
 from ktllama.validating.report import Report
 from ktllama.validating.spread import placed
 from ktllama.validating.validation import DifferentReferenceError, Task, validate
+from tests.reference import files
+from tests.reference.files import deepseek_config, yarn
 from tests.runtime import smollm2
 from tests.runtime.tiny_models import TinyLlama
 from tests.validating.models import (
@@ -24,8 +29,6 @@ from tests.validating.models import (
     with_other_experts,
     with_tensor_scaled,
 )
-
-pytest.importorskip("torch", reason="the reference needs torch")
 
 EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn": "off"}
 
@@ -49,7 +52,7 @@ def quantized(folder: Path) -> Path:
 
 def validated(path: Path, against: Path | None = None, *, spread: str | None = None, **changes: Any) -> Report:
     context = {name: changes.pop(name) for name in list(changes) if name in ContextOptions.__dataclass_fields__}
-    task = {"max_tokens": 40, **changes}
+    task = {"max_tokens": None if "tokens" in changes else 40, **changes}
     return validate(
         Task(
             translation=placed(None, spread, str(path), Options()),
@@ -112,10 +115,81 @@ def test_a_scale_that_is_off_is_found_under_the_noise_of_quantization(
     assert (found.suspect.layer, found.suspect.certain) == (layer, True)
 
 
-def test_quantized_weights_blame_nobody(quantized: Path) -> None:
-    found = validated(quantized)
+@pytest.mark.parametrize("spread", [None, "cuda:0,cuda:1,cpu"])
+def test_quantized_weights_blame_nobody(quantized: Path, spread: str | None) -> None:
+    """Rounded as llama.cpp rounds, also where a CPU stands in for a GPU, every layer is right to float32."""
+    found = validated(quantized, spread=spread)
+    assert (found.ok, found.suspect, found.activations) == (True, None, "llama.cpp")
+    assert all(layer.median_own < 1e-4 for layer in found.layers)
+
+
+def test_exact_activations_differ_by_what_llama_cpp_rounds(quantized: Path) -> None:
+    found = validated(quantized, activations="exact")
+    assert found.activations == "exact"
     assert found.suspect is None or not found.suspect.certain
     assert all(0.001 < layer.median_own < 0.05 for layer in found.layers)
+    assert found.comparison.expected(0) > 8 * validated(quantized).comparison.expected(0)
+
+
+def test_a_file_of_other_types_leaves_activations_exact(exact: Path, quantized: Path) -> None:
+    assert validated(quantized, exact).activations == "exact"
+
+
+#: A model of all that R1 has, in Q8_0.
+SMALL = deepseek_config(n_layers=4, nope=32, q_lora_rank=64, v_head=32, rope=yarn())
+READ = tuple(files.random_tokens(80))
+
+
+@pytest.fixture(scope="module")
+def right(folder: Path) -> Path:
+    return files.write_random(folder / "right.gguf", SMALL, matrix_type="Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "layer"),
+    [
+        ("rope.scaling.yarn_log_multiplier", 0.05, 0),  # half
+        ("rope.freq_base", 10500.0, 0),
+        ("expert_weights_scale", 2.0, 1),  # of 2.5; layer 0 is dense, and every layer after it is as wrong
+        ("attention.layer_norm_rms_epsilon", 2e-2, 0),
+    ],
+)
+def test_a_wrong_number_in_the_metadata_is_found_where_it_first_matters(
+    key: str, value: float, layer: int, right: Path, folder: Path
+) -> None:
+    wrong = files.write_random(folder / "wrong.gguf", SMALL, matrix_type="Q8_0", metadata={key: value})
+    found = validated(wrong, right, tokens=READ)
+    assert not found.ok
+    assert found.suspect is not None
+    assert (found.suspect.layer, found.suspect.certain) == (layer, True)
+    assert max((one.median_own for one in found.layers[:layer]), default=0.0) < found.comparison.expected(0)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "layer"),
+    [
+        ("blk.2.attn_kv_a_mqa.weight", 2),
+        ("blk.1.attn_q_b.weight", 1),
+        ("blk.3.ffn_up_shexp.weight", 3),
+        ("blk.2.ffn_gate_exps.weight", 2),
+    ],
+)
+def test_a_tensor_that_is_off_by_a_tenth_is_found(tensor: str, layer: int, right: Path, folder: Path) -> None:
+    wrong = with_tensor_scaled(right, folder / "tenth.gguf", tensor, 1.1)
+    found = validated(wrong, right, tokens=READ)
+    assert not found.ok
+    assert found.suspect is not None
+    assert (found.suspect.layer, found.suspect.certain) == (layer, True)
+    assert all(one.median_own < found.comparison.expected(one.layer) for one in found.layers if one.layer != layer)
+
+
+@pytest.mark.parametrize("prompt", ["What is 23 * 47?", "Hello there"])
+def test_a_sound_model_passes_on_a_few_words_that_it_does_not_know(prompt: str) -> None:
+    """They leave tiny-R1 unsure of everything, so that the last bits of a sum come to much."""
+    found = validated(assets.tiny_r1(), text=prompt)
+    assert found.ok
+    assert found.suspect is None
+    assert all(layer.median_own < 1e-5 for layer in found.layers)
 
 
 def test_flipped_experts_are_found_where_they_happen(exact: Path, folder: Path) -> None:
@@ -163,6 +237,9 @@ def test_a_text_longer_than_the_context_is_refused_with_both_numbers(exact: Path
         validated(exact, text="x" * 300, max_tokens=None)
     assert (raised.value.n_tokens, raised.value.n_ctx) == (301, 256)
     with pytest.raises(TextTooLongError) as raised:
+        validated(exact, text="x" * 16, max_tokens=None, n_ctx=16)  # llama.cpp would make it 256
+    assert (raised.value.n_tokens, raised.value.n_ctx) == (17, 16)
+    with pytest.raises(TextTooLongError) as raised:
         validated(exact, text="x" * 1100, max_tokens=None, n_ctx=4096)
     assert str(raised.value) == "the text has 1101 tokens and the model's context holds 1024: shorten it"
 
@@ -170,6 +247,7 @@ def test_a_text_longer_than_the_context_is_refused_with_both_numbers(exact: Path
 def test_the_default_text_is_cut_to_what_fits(folder: Path) -> None:
     path = UniformLlama(n_layers=1).write(folder / "one.gguf")
     assert len(validated(path, max_tokens=None).tokens) == 256
+    assert len(validated(path, max_tokens=None, n_ctx=16).tokens) == 16
     assert len(validated(path, max_tokens=None, n_ctx=1024).tokens) == 512
     assert len(validated(path, max_tokens=7).tokens) == 7
     assert len(validated(path, max_tokens=1).tokens) == 1
