@@ -112,10 +112,7 @@ def command(
     form = "json" if as_json else form
     chosen = _options(target or ("llama-server" if form in ("argv", "ini") else "python"), words["device_map"])
     chosen = shared.with_model(chosen, model, preset, config, quant)
-    if form == "python" and chosen.target != "python":
-        raise click.UsageError("--format python is for --target python.")
-    if form in ("argv", "ini") and chosen.target != "llama-server":
-        raise click.UsageError(f"--format {form} is for --target llama-server.")
+    _check_form(form, chosen.target, words["parallel"])
     if (model, preset, config, rules) == (None, None, None, None):
         raise click.UsageError("Which model? Give --model FILE.gguf, --preset NAME or --config CONFIG.")
     _check_files(output, page, (model, rules), force=force)
@@ -157,6 +154,15 @@ class _Task:
     model: str | None
     preset: str | None
     config: str | None
+
+
+def _check_form(form: str, target: str, n_sequences: int) -> None:
+    if form == "python" and target != "python":
+        raise click.UsageError("--format python is for --target python.")
+    if form == "python" and n_sequences > 1:
+        raise click.UsageError("--format python is for one sequence, as llama_cpp.Llama is; ktllama serve runs more.")
+    if form in ("argv", "ini") and target != "llama-server":
+        raise click.UsageError(f"--format {form} is for --target llama-server.")
 
 
 def _check_files(output: str | None, page: str | None, inputs: tuple[str | None, ...], *, force: bool) -> None:
@@ -301,7 +307,9 @@ def _ubatch(text: str) -> int | None:
 
 
 def _show(made: Plan, form: str, model: str | None, output: str | None) -> None:
-    from ktllama.cli.translate import model_path, settings_text
+    from ktllama.cli.translate import model_path
+    from ktllama.lower import emit
+    from ktllama.planner import commands
 
     path = model_path(made.translation, model)
     if form == "json":
@@ -315,9 +323,8 @@ def _show(made: Plan, form: str, model: str | None, output: str | None) -> None:
 
         print_plan(made, path, output, sys.stdout)
     elif form == "argv":
-        from ktllama.lower import emit
-        from ktllama.planner.commands import server_words
-
-        click.echo(" ".join(emit.shell_word(word) for word in server_words(made, path)))
+        click.echo(" ".join(emit.shell_word(word) for word in commands.server_words(made, path)))
+    elif form == "ini":
+        click.echo(commands.server_preset(made, path), nl=False)
     else:
-        click.echo(settings_text(made.translation, form, path), nl=False)
+        click.echo(commands.python_lines(made, path), nl=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ktllama.errors import KtllamaError
 from ktllama.lower.settings import LlamaSettings
@@ -70,10 +70,10 @@ def _rpc(device: str) -> tuple[str, str]:
     return name, rest.removesuffix("]")
 
 
-def to_argv(settings: LlamaSettings, model_path: str) -> list[str]:
-    """The words of a llama-server command."""
+def to_argv(settings: LlamaSettings, model_path: str, more: Iterable[tuple[str, str]] = ()) -> list[str]:
+    """The words of a llama-server command; ``more`` are options as :func:`server_options` has them."""
     words = ["llama-server", "--model", model_path]
-    for option, value in server_options(settings):
+    for option, value in (*server_options(settings), *more):
         if value == "false":
             words.append(f"--no-{option}")
         elif value == "true":
@@ -98,8 +98,11 @@ def shell_word(word: str) -> str:
     return f"$'{plain}'"
 
 
-def to_ini(settings: LlamaSettings, model_path: str, section: str) -> str:
-    """A preset for ``llama-server --models-preset`` (common/preset.cpp: ``;`` and ``#`` begin comments anywhere).
+def to_ini(settings: LlamaSettings, model_path: str, section: str, more: Iterable[tuple[str, str]] = ()) -> str:
+    """A preset for ``llama-server --models-preset``, with the options ``more``.
+
+    Source: common/preset.cpp; ``;`` and ``#`` begin comments anywhere.
+
 
     Raises:
         EmitError: for a path that such a file cannot hold.
@@ -112,12 +115,15 @@ def to_ini(settings: LlamaSettings, model_path: str, section: str) -> str:
             "spaces at an end; rename the file"
         )
     name = "".join(character if character.isalnum() or character in "._-" else "-" for character in section)
-    pairs = [("model", model_path), *server_options(settings)]
+    pairs = [("model", model_path), *server_options(settings), *more]
     return "\n".join(["version = 1", "", f"[{name or 'model'}]", *(f"{key} = {value}" for key, value in pairs), ""])
 
 
-def to_python(settings: LlamaSettings, model_path: str) -> str:
-    """A few lines for an app that uses llama-cpp-python: the settings as they are, and how to load under them."""
+def to_python(settings: LlamaSettings, model_path: str, arguments: Iterable[str] = ()) -> str:
+    """A few lines for an app that uses llama-cpp-python: the settings as they are, and how to load under them.
+
+    ``arguments`` are those of ``llama_cpp.Llama`` after the path.
+    """
     overrides = [
         f"        ktllama.TensorOverride(pattern={_raw(override.pattern)}, device={_quoted(override.device)}),"
         for override in settings.tensor_overrides
@@ -138,7 +144,7 @@ def to_python(settings: LlamaSettings, model_path: str) -> str:
             ")",
             f"model_path = {_quoted(model_path)}",
             "with ktllama.applied(settings, model_path):",
-            "    llm = llama_cpp.Llama(model_path)",
+            f"    llm = llama_cpp.Llama({', '.join(('model_path', *arguments))})",
             "",
         ]
     )

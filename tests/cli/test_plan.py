@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
 from tests.cli.runner import ktllama
 from tests.models import rule
+from tests.runtime.tiny_models import TinyDeepSeek
 
 LITE = ("plan", "--preset", "deepseek-v2-lite", "--ctx", "4096", "--ubatch", "512")
 
@@ -78,6 +80,38 @@ def test_llama_server_gets_the_context_too() -> None:
     assert ran.out.startswith("llama-server --model DeepSeek-V2-Lite-Chat-Q4_K_M.gguf --n-gpu-layers ")
     assert "--fit off --ctx-size 4096 --batch-size 2048 --ubatch-size 512 --parallel 2 --kv-unified" in ran.out
     assert "--cache-type-k q8_0 --cache-type-v q8_0 --flash-attn auto" in ran.out
+
+
+def test_a_preset_file_and_python_have_the_context_too() -> None:
+    words = (*LITE, "--vram", "8G", "--kv-type", "q8_0", "--threads", "3", "--format")
+    preset = ktllama(*words, "ini").out.splitlines()
+    assert preset[preset.index("fit = off") + 1 :] == [
+        "ctx-size = 4096", "batch-size = 2048", "ubatch-size = 512", "parallel = 1", "kv-unified = true",
+        "cache-type-k = q8_0", "cache-type-v = q8_0", "flash-attn = auto", "threads = 3",
+    ]  # fmt: skip
+    assert ktllama(*words, "python").out.splitlines()[-1] == (
+        "    llm = llama_cpp.Llama(model_path, n_ctx=4096, n_batch=2048, n_ubatch=512, flash_attn=True, "
+        "type_k=llama_cpp.GGML_TYPE_Q8_0, type_v=llama_cpp.GGML_TYPE_Q8_0, n_threads=3)"
+    )
+    several = ktllama(*words, "python", "--parallel", "2")
+    assert (several.status, several.err.splitlines()[-1]) == (
+        2,
+        "Error: --format python is for one sequence, as llama_cpp.Llama is; ktllama serve runs more.",
+    )
+
+
+def test_the_python_of_a_plan_runs(tmp_path: Path) -> None:
+    model = TinyDeepSeek().write(tmp_path / "tiny.gguf")
+    ran = ktllama("plan", "--model", str(model), "--vram", "none", "--ctx", "512", "--ubatch", "256", "--threads", "1",
+                  "--format", "python")  # fmt: skip
+    names: dict[str, Any] = {}
+    exec(ran.out.replace("model_path, n_ctx", "model_path, verbose=False, n_ctx"), names)
+    llm = names["llm"]
+    try:
+        assert llm.n_ctx() == 512
+        assert (llm.context_params.n_ubatch, llm.context_params.flash_attn_type != 0) == (256, True)
+    finally:
+        llm.close()
 
 
 def test_rules_with_auto_are_an_error_elsewhere_that_says_how_to_plan(tmp_path: Path) -> None:
