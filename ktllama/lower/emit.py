@@ -103,7 +103,6 @@ def to_ini(settings: LlamaSettings, model_path: str, section: str, more: Iterabl
 
     Source: common/preset.cpp; ``;`` and ``#`` begin comments anywhere.
 
-
     Raises:
         EmitError: for a path that such a file cannot hold.
     """

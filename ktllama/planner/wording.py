@@ -35,6 +35,7 @@ def settings_rows(plan: Plan) -> list[tuple[str, str]]:
         ("KV cache", f"{context.type_k}, flash attention {flash}"),
         ("ubatch", str(context.n_ubatch)),
         ("op_offload", "on: long prompts use host weights on a GPU" if settings.op_offload else "off"),
+        ("no_host", "on: host weights are repacked where the CPU has faster kernels" if settings.no_host else "off"),
         ("threads", "all" if context.n_threads is None else str(context.n_threads)),
         ("n_gpu_layers", str(settings.n_gpu_layers)),
         ("devices", ", ".join(settings.devices) or "none"),
