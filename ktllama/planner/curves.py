@@ -144,8 +144,9 @@ def _chart(
     amounts = sorted({point.amount for one in series for point in one.points})
     at = dict(zip(amounts, shares(amounts), strict=True))
     outcomes = [point.found for one in series for point in one.points if isinstance(point.found, Outcome)]
-    ticks = linear_ticks(max([one.prediction.decode_tokens_per_second for one in outcomes]
-                             + [one.start_tokens_per_second for one in outcomes if start is not None]))  # fmt: skip
+    speeds = [base, *(one.prediction.decode_tokens_per_second for one in outcomes)]
+    speeds += [one.start_tokens_per_second for one in outcomes if start is not None]
+    ticks = linear_ticks(max(speeds))
     lines = [
         Line(
             name=one.name,

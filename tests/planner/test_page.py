@@ -96,6 +96,11 @@ def test_where_no_card_helps_that_is_all_that_is_said(made: Survey) -> None:
     ]
 
 
+def test_a_chart_of_nothing_but_refusals_is_drawn(made: Survey) -> None:
+    text = curves.card_chart(replace(made, replaced=made.replaced[:1], added=()))
+    assert re.findall(r'<i class="dot (\w+) line-0" style', text) == ["refused"]
+
+
 def test_the_numbers_of_the_charts_are_in_tables(made: Survey) -> None:
     base = made.plan.prediction.decode_tokens_per_second
     assert cells(curves.card_table(made)) == [
