@@ -71,7 +71,8 @@ def card_sentences(survey: Survey) -> Iterator[str]:
     if survey.added:
         like = _USUAL_CARD if there is None else there
         added = min(survey.added, key=lambda point: abs(point.amount - like))
-        yield f"One more card of {format_bytes(added.amount)}: {_speed_and_change(added, base)}."
+        what = "A card of" if there is None else "One more card of"
+        yield f"{what} {format_bytes(added.amount)}: {_speed_and_change(added, base)}."
     for point in dict.fromkeys((*larger[:1], *larger[-1:])):
         place = f"in place of {survey.replaced_name}"
         yield f"A card of {format_bytes(point.amount)} {place}: {_speed_and_change(point, base)}."
@@ -172,7 +173,7 @@ def _chart(
 
 def _kept(amounts: Sequence[int], at: dict[int, float], here: int | None) -> list[int]:
     """The amounts that have room for a label; the plan's own comes first."""
-    kept: list[int] = [] if here is None else [here]
+    kept: list[int] = [here] if here in at else []
     for amount in amounts:
         if all(abs(at[amount] - at[other]) >= _APART for other in kept):
             kept.append(amount)
