@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ktllama.placing.resolve import DEFAULT_DEVICE
 from ktllama.planner import fixed_part, headers, sessions
 from ktllama.planner.assigning import Reserve, assign, relaxed_seconds
 from ktllama.planner.choosing import DECODE_TOLERANCE, choose
-from ktllama.planner.cost import Assignment, host_read_bytes, n_crossings, token_seconds
+from ktllama.planner.cost import Assignment, host_read_bytes, memory_bytes, n_crossings, token_seconds
 from ktllama.planner.errors import PlanError
 from ktllama.planner.fill import differences, fill, first_gpu, rules_text
 from ktllama.planner.machine import Machine
@@ -119,6 +119,18 @@ class Proposal:
 class _Weighed:
     candidate: Candidate
     reserve: Reserve
+
+
+def raised(
+    reserve: Reserve, said: Reserve, taken: Mapping[str, int], over: Mapping[str, int], machine: Machine
+) -> Reserve:
+    """``reserve`` with what llama.cpp ``said``, where a device is ``over``, and so large that no assignment can take as
+    much as the one that did, which takes ``taken``: what was left beside it may be more than it was over by."""
+    found = {
+        device: max(said.of(device), (machine.processor(device).memory_bytes or 0) - taken.get(device, 0) + n_bytes)
+        for device, n_bytes in over.items()
+    }
+    return Reserve(by_device={**reserve.by_device, **found})
 
 
 class Planner:
@@ -286,7 +298,8 @@ class Planner:
             over = {one.device: -one.free for one in memory if one.free is not None and not one.fits}
             if not over:
                 return proposal, memory
-            reserve = self._raised(reserve, proposal, over)
+            said = self._reserve(self._compute(proposal.done))
+            reserve = raised(reserve, said, memory_bytes(parts, assignment), over, self.machine)
             fixed_part.check_budgets(self.opened, parts, self.machine, reserve)
             # buffers depend on who is last and has the output, so that stays: else it moves away from each raise
             order, output = assignment.gpu_order, assignment.output
@@ -296,12 +309,6 @@ class Planner:
     def _assigned(self, parts: ModelParts, reserve: Reserve, candidate: Candidate) -> Assignment | None:
         first = self.stream_gpu if candidate.op_offload else None
         return assign(parts, self.machine, reserve, order=() if first is None else (first,))
-
-    def _raised(self, reserve: Reserve, proposal: Proposal, over: dict[str, int]) -> Reserve:
-        """``reserve`` with what llama.cpp said, and at least with what a device is over."""
-        said = self._reserve(self._compute(proposal.done))
-        raised = {device: max(said.of(device), reserve.of(device) + n_bytes) for device, n_bytes in over.items()}
-        return Reserve(by_device={**reserve.by_device, **raised})
 
     def _propose(
         self, parts: ModelParts, assignment: Assignment, context: ContextOptions, *, streams: bool

@@ -14,6 +14,7 @@ from ktllama.errors import LlamaCppError, RulesetError
 from ktllama.model import gguf, presets
 from ktllama.model.model_file import Tensor
 from ktllama.planner import hardware
+from ktllama.planner.assigning import Reserve
 from ktllama.planner.choosing import choose
 from ktllama.planner.errors import BudgetError, FixedPartError, PlanError
 from ktllama.planner.fill import differences
@@ -22,7 +23,7 @@ from ktllama.planner.memory import stored_bytes
 from ktllama.planner.opening import open_rules, sparse_file
 from ktllama.planner.plain_overrides import plain
 from ktllama.planner.plan import Candidate, Plan
-from ktllama.planner.planning import plan
+from ktllama.planner.planning import plan, raised
 from ktllama.planner.wishes import ContextWishes
 from ktllama.ruleset import loader
 from ktllama.ruleset.rules import Ruleset
@@ -281,6 +282,16 @@ def test_patterns_without_character_classes_find_the_same_tensors(tmp_path: Path
         other.compute_bytes,
         other.graph_splits,
     )
+
+
+def test_a_raised_reserve_excludes_what_was_too_much() -> None:
+    machine = hardware.machine({"cuda:0": 1000, "cuda:1": 1000}, 1000)
+    reserve = Reserve(by_device={"cuda:0": 100, "cuda:1": 100, "cpu": 50})
+    said = Reserve(by_device={"cuda:0": 120, "cuda:1": 700, "cpu": 60})
+    # cuda:0 had 200 left beside 700, but is over by 10 (padding and a streamed copy are no tensors); cuda:1's buffer grew
+    found = raised(reserve, said, {"cuda:0": 700, "cuda:1": 900}, {"cuda:0": 10, "cuda:1": 600}, machine)
+    assert found == Reserve(by_device={"cuda:0": 310, "cuda:1": 700, "cpu": 50})
+    assert 1000 - found.of("cuda:0") < 700  # so the same does not come again
 
 
 def test_of_ubatches_alike_the_smallest_is_chosen_and_decode_comes_first() -> None:
