@@ -72,8 +72,8 @@ def _bar(one: DeviceMemory, swatch: str, llama_name: str) -> str:
 
 def _segment(device: str, name: str, n_bytes: int, whole: int) -> str:
     share = n_bytes / whole
-    room = " named" if share >= _NAMED else ""
-    room += " narrow" if share >= _NAMED_NARROW else ""
+    room = " named" if share >= _NAMED and name != "margin" else ""  # its hatching would make a name hard to read
+    room += " narrow" if room and share >= _NAMED_NARROW else ""
     pairs = [(device, format_bytes(n_bytes)), ("of its memory", f"{share:.1%}")]
     if name in _WHAT:
         pairs.append(("", _WHAT[name]))
