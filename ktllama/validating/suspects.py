@@ -9,6 +9,7 @@ which no rounding explains.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,9 +21,14 @@ from ktllama.validating.positions import Floats
 #: Times the expected error.
 JUMP = 4.0
 
-#: The share of tokens that must be past it: of those whose experts are the same, and of all.
+#: The share of all tokens that must be past it with the same experts, and with any. Sound layers of SmolLM2 have up to
+#: 4% past it, since a value near a tie may move a token by much; few tokens then hold many of them now and then.
 _SHARE_WITHOUT_FLIPS = 0.1
 _SHARE_OF_ALL = 0.5
+
+#: One or two tokens may be past it by chance; then they must be past this many times the expected error.
+_FEW = 3
+_FAR = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +56,19 @@ def first_suspect(
     for found in layers:
         past = found.own > JUMP * expected(found.layer)
         calm = past if found.own_flipped is None else past & ~found.own_flipped
-        if calm.mean() >= _SHARE_WITHOUT_FLIPS or past.mean() >= _SHARE_OF_ALL:
+        far = past.sum() >= _FEW or found.median_own > _FAR * expected(found.layer)
+        if _too_many(int(calm.sum()), len(calm)) or (past.mean() >= _SHARE_OF_ALL and far):
             return Suspect(layer=found.layer, error=found.median_own, share=float(past.mean()), certain=True)
     past = output > JUMP * expected(None)
     if past.mean() >= _SHARE_OF_ALL:
         return Suspect(layer=None, error=float(np.median(output)), share=float(past.mean()), certain=True)
     return None
+
+
+def _too_many(n_past: int, n_tokens: int) -> bool:
+    """Whether more tokens are past it than chance gives where the share is the one that is allowed: two deviations."""
+    allowed = _SHARE_WITHOUT_FLIPS * n_tokens
+    return n_past >= max(_FEW, allowed + 2 * math.sqrt(allowed))
 
 
 def largest(layers: tuple[LayerErrors, ...], expected: Callable[[int | None], float]) -> Suspect | None:

@@ -30,12 +30,22 @@ def test_the_first_of_two_wrong_layers_is_blamed() -> None:
     assert first_suspect(layers, CALM, expected) == Suspect(layer=2, error=0.5, share=1.0, certain=True)
 
 
-def test_a_tenth_of_the_tokens_is_enough() -> None:
-    wrong_for = [0.5, 0.5, *[0.01] * 18]
-    assert first_suspect((layer(0, wrong_for),), CALM, expected) == Suspect(
-        layer=0, error=0.01, share=0.1, certain=True
-    )
-    assert first_suspect((layer(0, [0.5, *[0.01] * 19]),), CALM, expected) is None
+def test_clearly_more_than_a_tenth_of_the_tokens_is_enough() -> None:
+    def wrong(n: int, of: int) -> tuple[LayerErrors]:
+        return (layer(0, [*[0.5] * n, *[0.01] * (of - n)]),)
+
+    assert first_suspect(wrong(5, 20), CALM, expected) == Suspect(layer=0, error=0.01, share=0.25, certain=True)
+    enough = {8: 3, 20: 5, 100: 17, 300: 41}
+    for of, n in enough.items():
+        assert first_suspect(wrong(n, of), CALM, expected) is not None
+        assert first_suspect(wrong(n - 1, of), CALM, expected) is None
+
+
+def test_one_or_two_tokens_must_be_far_off() -> None:
+    for n in (1, 2):
+        assert first_suspect((LayerErrors(layer=0, relative=np.ones(n), own=np.full(n, 0.09)),), CALM, expected) is None
+        found = first_suspect((LayerErrors(layer=0, relative=np.ones(n), own=np.full(n, 0.2)),), CALM, expected)
+        assert found == Suspect(layer=0, error=0.2, share=1.0, certain=True)
 
 
 def test_some_flipped_experts_are_no_fault_but_a_router_that_flips_most_is() -> None:
