@@ -272,3 +272,35 @@ def test_no_seed_is_the_clock() -> None:
     assert seed_of(Sampling(seed=0xFFFFFFFF)) == 0xFFFFFFFE
     assert seed_of(Sampling(seed=-1)) == 0xFFFFFFFE
     assert seed_of(Sampling()) != seed_of(Sampling())
+
+
+def test_rough_weights_are_never_too_small_and_hardly_too_large() -> None:
+    scratch = Scratch(_N_VOCAB)
+    logits = np.linspace(-80.0, 3.0, _N_VOCAB).astype(np.float32)
+    scratch.roughen(logits, 3.0)
+    ratios = scratch.rough / np.exp(logits.astype(np.float64) - 3.0)
+    assert 1 - 1e-4 < ratios.min() < 1.001
+    assert 1.061 < ratios.max() < 1.0615 * (1 + 1e-4)
+    logits[:] = -np.inf
+    scratch.roughen(logits, 3.0)
+    assert float(scratch.rough.max()) < 1e-37
+
+
+def test_bounds_decide_as_the_exact_sum_does() -> None:
+    """And often they do decide."""
+    scratch, random = Scratch(20_000), np.random.default_rng(8)
+    decided = 0
+    for index in range(60):
+        row = (random.standard_normal(20_000) * random.uniform(1.5, 3)).astype(np.float32)
+        row[random.integers(20_000, size=30)] += random.uniform(4, 16)
+        target = (0.5, 0.9, 0.95, 0.99)[index % 4]
+        highest = float(row.max())
+        short = shortlist._bounded_top_p(scratch, row, float(np.float32(target)), highest)
+        if short is None:
+            continue
+        decided += 1
+        shares = np.sort(np.exp(row.astype(np.float64) - highest))[::-1]
+        shares /= shares.sum()
+        assert len(short.ids) == int(np.searchsorted(np.cumsum(shares), target)) + 1
+        assert short.ids.tolist() == np.argsort(-row, kind="stable")[: len(short.ids)].tolist()
+    assert decided > 15
