@@ -17,6 +17,8 @@ from ktllama.engine.executor import SavedCells
 #: A prompt that another one has but for less than this share of it (or this many tokens) is not worth its memory.
 _LEAST_NEW_SHARE = 8
 _LEAST_NEW_TOKENS = 32
+_LEAST_GAIN = 8
+_COPIED_FOR_ONE_COMPUTED = 64
 _COMPARED_AT_ONCE = 256
 
 
@@ -26,6 +28,11 @@ class Parked:
 
     tokens: list[int]
     cells: SavedCells
+
+    @property
+    def least_gain(self) -> int:
+        """Tokens that it must spare to be brought back: all of it has to be copied, however little is used."""
+        return max(_LEAST_GAIN, len(self.tokens) // _COPIED_FOR_ONE_COMPUTED)
 
 
 class ParkingLot:
@@ -41,11 +48,15 @@ class ParkingLot:
         return len(self._parked)
 
     def find(self, tokens: list[int], limit: int) -> tuple[Parked | None, int]:
-        """The parked prompt that has most of the beginning of `tokens`, and how many of at most `limit` tokens."""
+        """The parked prompt that has most of the beginning of `tokens`, and how many of at most `limit` tokens.
+
+        The shortest of those that have as much.
+        """
         best, best_length = None, 0
         for parked in self._parked:
             common = common_length(parked.tokens, tokens, 0, min(len(parked.tokens), len(tokens), limit))
-            if common > best_length:
+            shorter = best is not None and common == best_length and len(parked.tokens) < len(best.tokens)
+            if common > best_length or shorter:
                 best, best_length = parked, common
         return best, best_length
 

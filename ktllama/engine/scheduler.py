@@ -31,8 +31,7 @@ from ktllama.engine.lifecycle import Phase, Turn
 from ktllama.engine.parking import Parked, common_length
 from ktllama.engine.prefix_cache import Match, PrefixCache
 
-#: Tokens in common from which following another's prompt, or bringing a parked one back, pays. Below it are the turns'
-#: markers that all prompts share.
+#: Tokens in common from which following another's prompt pays. Below it are the turns' markers that all prompts share.
 MIN_FOLLOWED_TOKENS = 32
 #: Waiting requests that are looked at when the first does not fit, and how often one may be passed.
 LOOKAHEAD = 4
@@ -258,7 +257,8 @@ class Scheduler:
         if not generation.may_share:
             return None, 0
         parked, n_tokens = self.cache.lot.find(generation.tokens, len(generation.tokens) - 1)
-        return (None, 0) if n_tokens - n_have < MIN_FOLLOWED_TOKENS else (parked, n_tokens)
+        pays = parked is not None and n_tokens - n_have >= parked.least_gain
+        return (parked, n_tokens) if pays else (None, 0)
 
     @staticmethod
     def _took(generation: Generation, n_tokens: int) -> None:

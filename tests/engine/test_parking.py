@@ -118,3 +118,12 @@ def test_nothing_is_parked_where_there_is_no_room_for_it_or_nothing_may_be_share
         driver.submit(ask("first", PREFIX, max_tokens=4))
         driver.run()
         assert not driver.engine.tidy()
+
+
+def test_little_is_brought_back_only_where_little_is_copied_for_it() -> None:
+    assert parked("x" * 100).least_gain == 8
+    assert parked("x" * 6400).least_gain == 100
+    lot = ParkingLot(1000)
+    for text in ("the same, and much more", "the same!"):
+        lot.park(parked(text))
+    assert found(lot, "the same") == ("the same!", 8)
