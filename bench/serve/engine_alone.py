@@ -1,26 +1,29 @@
 """The engine alone, scheduler and llama.cpp in one process without HTTP, beside llama-batched-bench.
 
-    python -m bench.serve.engine_alone MODEL.gguf PATH/llama-batched-bench [RUNS]
+    python -m bench.serve.engine_alone --model MODEL.gguf --tool PATH/llama-batched-bench --results FILE.jsonl
+    python -m bench.serve.table FILE.jsonl
 
 Both compute the same prompts and the same number of tokens after them, with the same threads and context, in turns.
 Decode throughput is tokens a second of all sequences together from the moment when every prompt is computed.
 llama-batched-bench samples nothing; the engine does all that it does for a greedy request. The bar is 0.95 of it. The
-last column is what the executor's caller, that is scheduling and text, takes of a step.
+share is what scheduling and text take of a step. No run is begun that may not end within ``--limit`` seconds.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import statistics
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bench.serve.machine import machine
 from ktllama.engine.core import Engine
 from ktllama.engine.generation import Generation
 from ktllama.engine.intake import Intake
@@ -28,9 +31,10 @@ from ktllama.engine.messages import Emitted, Finished, Generate, Sampling
 from ktllama.runtime.executor import LlamaExecutor, open_in_own_process
 
 PARALLEL = (1, 4, 8, 16)
-PROMPT_TOKENS = 128
-NEW_TOKENS = 64
+PROMPT_TOKENS = 32
+NEW_TOKENS = 48
 _UBATCH = 512
+_MARGIN = 1.2  # a run may take so much longer than the longest before it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,43 +83,61 @@ def ours(executor: LlamaExecutor, n_parallel: int, seed: int) -> Speed:
     )
 
 
-def theirs(tool: str, model: str, n_threads: int) -> dict[int, float]:
+def theirs(tool: str, model: str, n_threads: int, limit: float) -> dict[int, float]:
     """llama-batched-bench's decode throughput by number of sequences."""
     words = [tool, "-m", model, "-c", str(_ctx(max(PARALLEL))), "-b", str(_UBATCH), "-ub", str(_UBATCH)]
     words += ["-npp", str(PROMPT_TOKENS), "-ntg", str(NEW_TOKENS), "-npl", ",".join(map(str, PARALLEL))]
     words += ["-t", str(n_threads), "-tb", str(n_threads), "-kvu", "--output-format", "jsonl"]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=limit)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {row["pl"]: row["speed_tg"] for row in rows}
 
 
-def main(model: str, tool: str, n_runs: int) -> None:
-    n_threads = len(os.sched_getaffinity(0))
+def _one_run(arguments: argparse.Namespace, run: int, limit: float) -> Iterator[dict[str, Any]]:
+    """The records of both, by number of sequences."""
+    for n_parallel, speed in theirs(arguments.tool, arguments.model, arguments.threads, limit).items():
+        yield {"cell": f"alone-{n_parallel}", "server": "llama-batched-bench", "decode": speed}
     options: dict[str, object] = {
-        "model": model,
+        "model": arguments.model,
         "ctx": _ctx(max(PARALLEL)),
         "ubatch": _UBATCH,
         "parallel": max(PARALLEL),
-        "threads": n_threads,
+        "threads": arguments.threads,
     }
-    ours_by, theirs_by = {n: [] for n in PARALLEL}, {n: [] for n in PARALLEL}  # type: tuple[dict[int, list[Speed]], dict[int, list[float]]]
-    for run in range(n_runs):
-        for n_parallel, speed in theirs(tool, model, n_threads).items():
-            theirs_by[n_parallel].append(speed)
-        executor = open_in_own_process(options, lambda _fraction: None)  # not beside the other: both want the cores
-        for n_parallel in PARALLEL:
-            ours_by[n_parallel].append(ours(executor, n_parallel, run))
-        executor.shut()
-    print(f"{Path(model).name}, {n_threads} threads, medians of {n_runs} runs, tokens/s of decoding")
-    print(f"{'sequences':>10} {'engine':>8} {'llama-batched-bench':>20} {'ratio':>6} {'Python':>7}")
+    executor = open_in_own_process(options, lambda _fraction: None)  # not beside the other: both want the cores
+    ours(executor, 1, 1000)  # pages are touched
     for n_parallel in PARALLEL:
-        mine = statistics.median(speed.decode for speed in ours_by[n_parallel])
-        peer = statistics.median(theirs_by[n_parallel])
-        share = statistics.median(speed.python_share for speed in ours_by[n_parallel])
-        print(f"{n_parallel:>10} {mine:>8.1f} {peer:>20.1f} {mine / peer:>6.2f} {share:>7.1%}", flush=True)
+        mine = ours(executor, n_parallel, run)
+        yield {"cell": f"alone-{n_parallel}", "server": "engine", "decode": mine.decode, "share": mine.python_share}
+    executor.shut()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measure the engine without HTTP.")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--tool", required=True, help="llama-batched-bench's path")
+    parser.add_argument("--results", type=Path, required=True, help="a file of JSON lines; records are added to it")
+    parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--limit", type=float, default=165.0, help="seconds for all of it")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    deadline = time.monotonic() + arguments.limit
+    same = {"model": Path(arguments.model).name, "threads": arguments.threads, "machine": machine()}
+    longest = 0.0
+    with arguments.results.open("a") as results:
+        for run in range(arguments.runs):
+            began = time.monotonic()
+            if began + _MARGIN * longest > deadline:
+                break
+            for record in _one_run(arguments, run, deadline - began):
+                results.write(json.dumps({**same, "run": f"alone-{began:.0f}", **record}) + "\n")
+                print(*(f"{key}={value}" for key, value in record.items()), flush=True)
+            longest = max(longest, time.monotonic() - began)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) == 4 else 3)
+    main()

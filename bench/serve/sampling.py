@@ -36,10 +36,11 @@ CASES = {
 }
 
 
-def _rows(n_vocab: int) -> list[Any]:
+def rows_of(n_vocab: int, n_rows: int = N_ROWS) -> list[Any]:
+    """Rows of logits shaped as a language model's."""
     random = np.random.default_rng(0)
     rows = []
-    for _ in range(N_ROWS):
+    for _ in range(n_rows):
         row = random.standard_normal(n_vocab) * 2.2 - 2
         row[random.integers(n_vocab, size=50)] += random.uniform(2, 18, 50)
         rows.append(row.astype(np.float32))
@@ -57,7 +58,7 @@ def _timed(choose: Callable[[Any], int], rows: list[Any]) -> tuple[list[int], fl
 
 def main() -> None:
     for n_vocab in VOCABULARIES:
-        rows, factory = _rows(n_vocab), _factory(n_vocab)
+        rows, factory = rows_of(n_vocab), _factory(n_vocab)
         print(f"vocabulary of {n_vocab}: median µs a token, whole chain → short way")
         for name, sampling in CASES.items():
             plain, chain = _PlainChain(sampling, n_vocab), SamplerChain(factory, sampling, ())
