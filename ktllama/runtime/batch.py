@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from ktllama.engine.executor import Row
 
+#: Up to so many rows are put in one by one: numpy's way of taking a list costs more.
+_FEW_ROWS = 24
+
 
 class Batch:
     """Room for ``capacity`` tokens. ``value`` is llama.cpp's structure, valid while this object lives."""
@@ -22,6 +25,8 @@ class Batch:
         self._sequences = np.zeros(capacity, np.int32)
         self._outputs = np.zeros(capacity, np.int8)
         self._n_sequences = np.ones(capacity, np.int32)
+        columns: tuple[Any, ...] = (self._tokens, self._positions, self._sequences, self._outputs)
+        self._columns = tuple(memoryview(column) for column in columns)
         # seq_id[i] points at the i-th entry of one array
         self._sequence_pointers = self._sequences.ctypes.data + 4 * np.arange(capacity, dtype=np.uint64)
         self.value = api.llama_batch()
@@ -34,11 +39,17 @@ class Batch:
     def fill(self, rows: Sequence[Row]) -> None:
         """Take ``rows``, at most ``capacity``."""
         size = len(rows)
+        self.value.n_tokens = size
+        if size <= _FEW_ROWS:
+            tokens, positions, sequences, outputs = self._columns
+            for index, row in enumerate(rows):
+                tokens[index], positions[index] = row.token, row.position
+                sequences[index], outputs[index] = row.sequence, row.sample
+            return
         self._tokens[:size] = [row.token for row in rows]
         self._positions[:size] = [row.position for row in rows]
         self._sequences[:size] = [row.sequence for row in rows]
         self._outputs[:size] = [row.sample for row in rows]
-        self.value.n_tokens = size
 
     def fill_prompt(self, tokens: Sequence[int], start: int) -> None:
         """Take consecutive ``tokens`` of sequence 0 from position ``start`` on, all of them outputs."""
@@ -48,6 +59,27 @@ class Batch:
         self._sequences[:size] = 0
         self._outputs[:size] = 1
         self.value.n_tokens = size
+
+
+class OutputRows:
+    """The rows of logits that a context has for a batch: llama.cpp's own memory, at the address of the last time."""
+
+    def __init__(self, api: Any, context: Any, n_columns: int) -> None:
+        address_of = ctypes.cast(api.llama_get_logits, ctypes.c_void_p).value
+        assert address_of is not None
+        self._get = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(address_of)  # an address, not a pointer object
+        self._context = context
+        self._n_columns = n_columns
+        self._address: int | None = None
+        self._rows = np.zeros((0, n_columns), np.float32)
+
+    def first(self, n_rows: int) -> npt.NDArray[np.float32]:
+        """The first ``n_rows``, valid until the next batch; waits until they are computed."""
+        address = self._get(self._context)
+        if address != self._address or n_rows > len(self._rows):
+            self._rows = output_rows(ctypes.c_void_p(address), n_rows, self._n_columns)
+            self._address = address
+        return self._rows[:n_rows]
 
 
 def output_rows(pointer: Any, n_rows: int, n_columns: int) -> npt.NDArray[np.float32]:

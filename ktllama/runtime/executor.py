@@ -18,7 +18,7 @@ from ktllama.engine.messages import ModelInfo, Sampling, Segment
 from ktllama.errors import LlamaCppError
 from ktllama.runtime import library as llama_library
 from ktllama.runtime import saved_cells
-from ktllama.runtime.batch import Batch, output_rows
+from ktllama.runtime.batch import Batch, OutputRows
 from ktllama.runtime.cells import Cells
 from ktllama.runtime.device_binding import CPU
 from ktllama.runtime.embedder import Embedder
@@ -64,8 +64,9 @@ class LlamaExecutor:
         self._api = loaded.library.api
         self._memory = self._api.llama_get_memory(loaded.context)
         self._batch = Batch(self._api, self.model.n_ubatch)
+        self._outputs = OutputRows(self._api, loaded.context, self.model.vocab_size)
         self._cells = Cells(self.model.n_ctx, n_sequences)
-        self._factory = SamplerFactory(self._api, loaded.vocab, opened.vocabulary, self.model.n_ctx)
+        self._factory = SamplerFactory(self._api, loaded.vocab, opened.vocabulary, self.model.n_ctx, loaded.context)
         self._chains: dict[int, SamplerChain] = {}
         self._logprobs: dict[int, int | None] = {}
         self._grammars: OrderedDict[tuple[str, str], str] = OrderedDict()
@@ -183,7 +184,8 @@ class LlamaExecutor:
         """
         logits = self.compute(rows)
         asking = (row.sequence for row in rows if row.sample)
-        return [self._sample(sequence, logits[index]) for index, sequence in enumerate(asking)]
+        n_rows = len(logits)
+        return [self._sample(sequence, logits[index], index - n_rows) for index, sequence in enumerate(asking)]
 
     def compute(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
         """Logits (outputs, vocab_size) of the rows that ask for a sample, in llama.cpp's memory until the next call.
@@ -197,8 +199,7 @@ class LlamaExecutor:
         self._decode(rows)
         if not n_outputs:
             return np.zeros((0, self.model.vocab_size), np.float32)
-        pointer = self._api.llama_get_logits(self._loaded.context)
-        return output_rows(pointer, n_outputs, self.model.vocab_size)
+        return self._outputs.first(n_outputs)
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Pooled vectors of length 1, one a prompt."""
@@ -226,8 +227,8 @@ class LlamaExecutor:
         for row in rows:
             append(row.sequence)
 
-    def _sample(self, sequence: int, logits: Logits) -> Sampled:
-        token = self._chains[sequence].choose(logits)
+    def _sample(self, sequence: int, logits: Logits, place: int) -> Sampled:
+        token = self._chains[sequence].choose(logits, place)
         piece = self.vocabulary.piece
         n_top = self._logprobs[sequence]
         logprob = None if n_top is None else token_logprob(self._factory.scratch, logits, token, n_top, piece)

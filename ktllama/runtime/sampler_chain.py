@@ -31,6 +31,7 @@ _GREEDY_TRIES = 64
 #: Up to so many tokens llama.cpp's samplers take less time than finding a short list (bench.serve.sampling).
 _SMALL_VOCABULARY = 2048
 _KEPT_PROTOTYPES = 8
+_FEW_BIASES = 16
 _CLOCK_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp takes another one
 
 
@@ -74,10 +75,14 @@ class Candidates:
 
 
 class SamplerFactory:
-    """Makes the chains of one model; ``n_ctx`` is what a window of -1 tokens means."""
+    """Makes the chains of one model; ``n_ctx`` is what a window of -1 tokens means.
 
-    def __init__(self, api: Any, vocab: Any, vocabulary: Vocabulary, n_ctx: int) -> None:
+    ``context`` is llama.cpp's, if rows of it are chosen from.
+    """
+
+    def __init__(self, api: Any, vocab: Any, vocabulary: Vocabulary, n_ctx: int, context: Any = None) -> None:
         self.api = api
+        self.context = context
         self.vocab = vocab
         self.vocabulary = vocabulary
         self.n_ctx = n_ctx
@@ -119,6 +124,12 @@ class SamplerFactory:
             made.append(self.api.llama_sampler_clone(self._dry_prototype(sampling)))
         return made
 
+    def whole_chain(self, sampling: Sampling) -> Any:
+        """Cutting and picking as one chain that reads a row of the context by itself, where that is the short way."""
+        if self.context is None or self.vocabulary.size > _SMALL_VOCABULARY or sampling.mirostat:
+            return None
+        return self.chain([*_cutting(self.api, sampling), *_picking(self, sampling)])
+
     def close(self) -> None:
         """Free what is kept between chains."""
         while self._dry:
@@ -158,29 +169,50 @@ class SamplerChain:
         self._bias_ids, self._bias = _bias(sampling, factory.vocabulary, ignore_eos=ignore_eos)
         self._adjust = factory.chain([] if sampling.mirostat else factory.penalties(sampling))
         self._seen = SeenTokens()
+        self._few = (
+            {} if self._bias_ids is None else dict(zip(self._bias_ids.tolist(), self._bias.tolist(), strict=True))
+        )
+        self._light = self._adjust is None and len(self._few) <= _FEW_BIASES
         cut, pick = _cutting(factory.api, sampling), _picking(factory, sampling)
         self._cut, self._pick = factory.chain(cut), factory.chain(pick)
+        self._whole = factory.whole_chain(sampling)
         self.constraint: Constraint | None = None
         if self._adjust is not None:
             self._show_history(history)
 
-    def choose(self, logits: Logits) -> int:
+    def choose(self, logits: Logits, place: int | None = None) -> int:
         """The next token after ``logits``, which are changed meanwhile and restored; it is accepted too.
 
+        ``place`` says which row of the factory's context they are, counted from -1, the last; None: none of them.
         Where no token is allowed at all the answer ends: the model's end token is returned.
         """
-        touched = self._touched()
-        kept = logits[touched] if touched is not None else None
-        try:
-            self._adjust_logits(logits)
-            token, fits = self._choose_fitting(logits)
-        finally:
-            if kept is not None:
-                logits[touched] = kept
+        choose = self._choose_lightly if self._light else self._choose_adjusted
+        token, fits = choose(logits, place)
         self._see(token)
         if self.constraint is not None and fits:
             self.constraint.accept(token)
         return token
+
+    def _choose_adjusted(self, logits: Logits, place: int | None) -> tuple[int, bool]:
+        touched = self._touched()
+        kept = logits[touched] if touched is not None else None
+        try:
+            self._adjust_logits(logits)
+            return self._choose_fitting(logits, place)
+        finally:
+            if kept is not None:
+                logits[touched] = kept
+
+    def _choose_lightly(self, logits: Logits, place: int | None) -> tuple[int, bool]:
+        """The same where only a few biases adjust the logits: one by one they cost less than numpy's indexing."""
+        kept = [(token, logits.item(token)) for token in self._few]
+        try:
+            for token, value in kept:
+                logits[token] = value + self._few[token]
+            return self._choose_fitting(logits, place)
+        finally:
+            for token, value in kept:
+                logits[token] = value
 
     def accept(self, token: int) -> None:
         """Show a token that was not chosen here.
@@ -195,10 +227,10 @@ class SamplerChain:
 
     def close(self) -> None:
         """Free the C samplers. Safe to call twice."""
-        for chain in (self._adjust, self._cut, self._pick):
+        for chain in (self._adjust, self._cut, self._pick, self._whole):
             if chain is not None:
                 self._api.llama_sampler_free(chain)
-        self._adjust = self._cut = self._pick = None
+        self._adjust = self._cut = self._pick = self._whole = None
         if self.constraint is not None:
             self.constraint.close()
             self.constraint = None
@@ -231,10 +263,10 @@ class SamplerChain:
                 self._candidates.apply(self._adjust)
                 logits[seen] = self._candidates.logits(len(seen))
 
-    def _choose_fitting(self, logits: Logits) -> tuple[int, bool]:
+    def _choose_fitting(self, logits: Logits, place: int | None) -> tuple[int, bool]:
         """A token, and whether the grammar has it. Sampled first and checked then, as llama.cpp's server does."""
-        token = self._choose_free(logits)
         constraint = self.constraint
+        token = self._choose_free(logits, None if constraint else place)
         if token is not None and (constraint is None or constraint.allows(token)):
             return token, True
         if token is None or constraint is None:
@@ -251,7 +283,7 @@ class SamplerChain:
         ids = shortlist.highest_ids(self._scratch, logits, _GREEDY_TRIES, float(logits.max()))
         return None if ids is None else next((token for token in ids.tolist() if constraint.allows(token)), None)
 
-    def _choose_free(self, logits: Logits) -> int | None:
+    def _choose_free(self, logits: Logits, place: int | None = None) -> int | None:
         """A token without regard to the grammar; None where every logit is minus infinity."""
         highest = float(logits.max())
         if highest == -math.inf:
@@ -260,6 +292,8 @@ class SamplerChain:
             raise FloatingPointError(f"the highest logit is {highest}, so no token can be chosen")
         if self._greedy:
             return int(logits.argmax())
+        if place is not None and self._whole is not None:
+            return int(self._api.llama_sampler_sample(self._whole, self._factory.context, place))
         short, cut = self._shortlist(logits, highest)
         candidates = self._candidates
         if short is None:

@@ -22,6 +22,7 @@ from ktllama.engine.executor import (
 from ktllama.engine.messages import Sampling, Segment
 from ktllama.errors import DeviceError, LlamaCppError
 from ktllama.runtime.executor import LlamaExecutor, open_executor, open_in_own_process, parking_bytes
+from ktllama.runtime.sampler_chain import SamplerChain
 
 #: for the type checker: both are what the engine process asks for
 _FACTORIES: tuple[ExecutorFactory, ...] = (open_executor, open_in_own_process)
@@ -252,6 +253,26 @@ def test_a_seed_gives_its_text_again(executor: LlamaExecutor) -> None:
     sampling = Sampling(temperature=1.0, seed=5)
     assert _alone(executor, sampling) == _alone(executor, sampling)
     assert _alone(executor, sampling) != _alone(executor, Sampling(temperature=1.0, seed=6))
+
+
+def test_rows_of_the_context_are_chosen_from_as_any_logits_are(executor: LlamaExecutor) -> None:
+    """A small vocabulary is sampled by one call that reads its row by itself; several rows, each its own."""
+    sampling = Sampling(temperature=0.9, top_p=0.9, seed=5)
+    prompts = [_PROMPT, _PROMPT[:9], _PROMPT[3:]]
+    for sequence in range(3):
+        executor.open(sequence, sampling, (), None, True)
+    rows = [row for sequence, prompt in enumerate(prompts) for row in _rows(sequence, prompt)]
+    chosen = [sampled.token for sampled in executor.run(rows)]
+    for sequence in range(3):
+        executor.remove(sequence, 0)
+    logits = executor.compute(rows).copy()
+    expected = []
+    for row in logits:
+        chain = SamplerChain(executor._factory, sampling, (), ignore_eos=True)
+        expected.append(chain.choose(row))
+        chain.close()
+    assert chosen == expected
+    assert len(set(chosen)) > 1
 
 
 def test_logprobs_are_the_softmax_of_the_logits(executor: LlamaExecutor) -> None:
