@@ -87,7 +87,7 @@ import sys, time
 import xllamacpp
 model, port, ctx, parallel, threads = sys.argv[1], *map(int, sys.argv[2:])
 params = xllamacpp.CommonParams()
-params.model.path, params.hostname, params.port = model, "127.0.0.1", port
+params.model.path, params.hostnames, params.port = model, ["127.0.0.1"], port
 params.n_ctx, params.n_parallel, params.kv_unified = ctx, parallel, True
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
 server = xllamacpp.Server(params)
