@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ktllama.validating import page
+from ktllama.validating.comparison import Source
 from ktllama.validating.document import report_document
 from ktllama.validating.positions import compare_positions
 from ktllama.validating.report import (
@@ -74,6 +75,8 @@ def test_rounding_that_calm_layers_carried_on_is_told_from_a_fault() -> None:
     # not where the reference leaves one layer exact, where a layer is wrong, or where a limit was given
     assert not replace(near, comparison=replace(alike, rounded=(True, True, True, False))).ok
     assert not replace(near, layers=whole.layers).ok
+    blunt = replace(alike, alike=(Source(what="a quantized KV cache", relative=0.01),))
+    assert not replace(near, comparison=blunt).ok
     assert not replace(near, limit_given=True).ok
 
 
