@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -21,21 +20,17 @@ from ktllama.server.chat_answer import ChatChunks, Head, folded, whole
 from ktllama.server.constraints import Constraint, constraint
 from ktllama.server.deltas import ChoiceDelta, ChoiceEnded, ChoiceReader
 from ktllama.server.description import body_of
-from ktllama.server.event_stream import DONE, EventStream
+from ktllama.server.event_stream import DONE
 from ktllama.server.model_names import check_model
 from ktllama.server.notes import RequestNotes, notes_of
-from ktllama.server.presence import ClientGoneError, unless_gone
 from ktllama.server.profile_sampling import defaults
 from ktllama.server.prompting import drop_unread, reasoning_budget, rendered, segments, thinking, thinks
 from ktllama.server.protocol.chat import ChatRequest
+from ktllama.server.responding import respond
 from ktllama.server.running import Choice, Running
 from ktllama.server.state import ReasoningFormat, ServerState, server_state
 
 router = APIRouter()
-_log = logging.getLogger(__name__)
-
-#: What `lenient` left out of the request, as a header of the answer.
-IGNORED_HEADER = "X-Ktllama-Ignored-Fields"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,33 +65,14 @@ async def chat_completions(request: Request) -> Response:
     plan = planned(state, body)
     notes = notes_of(request.scope)
     notes.model, notes.stream, notes.choices = plan.head.model, bool(body.stream), len(plan.choices)
-    headers = ignored_header(left_out)
     running = Running(state, plan.choices)
-    try:
-        await unless_gone(request.receive, running.open())
-        if body.stream:
-            return EventStream(
-                _events(plan, running, notes),
-                close=running.close,
-                keep_alive_seconds=state.settings.keep_alive_seconds,
-                headers=headers,
-            )
-        return Response(
-            await unless_gone(request.receive, _whole(plan, running, notes)),
-            headers=headers,
-            media_type="application/json",
-        )
-    except ClientGoneError:
-        notes.client_left = True
-        return Response(status_code=499)
-
-
-def ignored_header(left_out: list[str]) -> dict[str, str]:
-    """The header that names what a lenient server ignored; nothing where it ignored nothing."""
-    if not left_out:
-        return {}
-    _log.warning("ignored the fields %s of a request", ", ".join(left_out))
-    return {IGNORED_HEADER: ", ".join(left_out).encode("ascii", "backslashreplace").decode()[:1024]}
+    return await respond(
+        request,
+        running,
+        events=(lambda notes: _events(plan, running, notes)) if body.stream else None,
+        whole=lambda notes: _whole(plan, running, notes),
+        left_out=left_out,
+    )
 
 
 async def _events(plan: ChatPlan, running: Running, notes: RequestNotes) -> AsyncGenerator[bytes, None]:

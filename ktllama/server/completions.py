@@ -17,18 +17,17 @@ from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.messages import Generate, Segment, TokenLogprob, Usage
 from ktllama.server import usage
 from ktllama.server.bodies import check_lengths, read_body
-from ktllama.server.chat import ignored_header
 from ktllama.server.chat_answer import Head
 from ktllama.server.deltas import ChoiceDelta, ChoiceEnded, ChoiceReader, TextAdded
 from ktllama.server.description import body_of
 from ktllama.server.errors import from_refused
-from ktllama.server.event_stream import DONE, EventStream
+from ktllama.server.event_stream import DONE
 from ktllama.server.logprobs import legacy_logprobs
 from ktllama.server.model_names import check_model
 from ktllama.server.notes import RequestNotes, notes_of
-from ktllama.server.presence import ClientGoneError, unless_gone
 from ktllama.server.profile_sampling import defaults
 from ktllama.server.protocol.completion import CompletionRequest, each_prompt
+from ktllama.server.responding import respond
 from ktllama.server.running import Choice, Running
 from ktllama.server.state import ServerState, server_state
 
@@ -66,22 +65,14 @@ async def completions(request: Request) -> Response:
     plan = await _planned(state, body, prompts)
     notes = notes_of(request.scope)
     notes.model, notes.stream, notes.choices = plan.head.model, bool(body.stream), len(plan.choices)
-    headers = ignored_header(left_out)
     running = Running(state, plan.choices)
-    try:
-        await unless_gone(request.receive, running.open())
-        if body.stream:
-            return EventStream(
-                _events(plan, running, notes),
-                close=running.close,
-                keep_alive_seconds=state.settings.keep_alive_seconds,
-                headers=headers,
-            )
-        made = await unless_gone(request.receive, _whole(plan, running, notes))
-        return Response(made, headers=headers, media_type="application/json")
-    except ClientGoneError:
-        notes.client_left = True
-        return Response(status_code=499)
+    return await respond(
+        request,
+        running,
+        events=(lambda notes: _events(plan, running, notes)) if body.stream else None,
+        whole=lambda notes: _whole(plan, running, notes),
+        left_out=left_out,
+    )
 
 
 async def _planned(state: ServerState, body: CompletionRequest, prompts: Sequence[str | tuple[int, ...]]) -> TextPlan:

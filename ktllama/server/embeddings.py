@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from ktllama.engine.errors import EngineRequestError
 from ktllama.server.bodies import check_lengths, read_body
-from ktllama.server.chat import ignored_header
 from ktllama.server.description import body_of
 from ktllama.server.errors import ApiError, from_refused
 from ktllama.server.model_names import check_model
@@ -20,6 +19,7 @@ from ktllama.server.notes import notes_of
 from ktllama.server.presence import ClientGoneError, unless_gone
 from ktllama.server.protocol.completion import each_prompt
 from ktllama.server.protocol.embedding import EmbeddingRequest
+from ktllama.server.responding import ignored_header
 from ktllama.server.state import server_state
 
 router = APIRouter()

@@ -11,13 +11,13 @@ from starlette.responses import Response
 from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.messages import Segment
 from ktllama.server.bodies import check_lengths, read_body
-from ktllama.server.chat import ignored_header
 from ktllama.server.description import body_of
 from ktllama.server.errors import from_refused
 from ktllama.server.model_names import check_model
 from ktllama.server.prompting import drop_unread, reasoning_budget, rendered, thinks
 from ktllama.server.protocol.chat import ChatRequest
 from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from ktllama.server.responding import ignored_header
 from ktllama.server.state import server_state
 
 router = APIRouter()
