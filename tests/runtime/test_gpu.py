@@ -45,3 +45,15 @@ def test_verify_needs_no_stand_in() -> None:
     ran = ktllama("verify", "deepseek-r1/1x24gb", "--no-stand-ins", "--format", "json")
     assert ran.status == 0
     assert json.loads(ran.out)["stand_ins"] == []
+
+
+def test_validate_rounds_as_the_cpu_does_only_where_it_computes(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the reference needs torch")
+    file = tmp_path / "rules.yaml"
+    file.write_text(HALF_ON_THE_GPU)
+    ran = ktllama("validate", "--rules", str(file), "-m", str(smollm2.path()), "--tokens", "64", "--json")
+    assert ran.status == 0
+    found = json.loads(ran.out)
+    assert found["comparison"]["activations"] == "mixed"
+    expected = [layer["expected"] for layer in found["layers"]]
+    assert min(expected[:15]) > max(expected[15:])
