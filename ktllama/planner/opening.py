@@ -17,6 +17,7 @@ from ktllama.model.model_file import ModelFile
 from ktllama.planner import fixed_part
 from ktllama.planner.machine import Machine
 from ktllama.ruleset.rules import Rule, Ruleset
+from ktllama.runtime import preconditions
 from ktllama.translation import Options, Translation, analyse
 
 #: Stands for the rule file where there is none.
@@ -56,6 +57,7 @@ def open_rules(
 @contextmanager
 def sparse_file(model: ModelFile) -> Iterator[Path]:
     """A file of ``model`` for dry runs: without its vocabulary, which places nothing and takes long to read."""
+    preconditions.check(model)  # while the file still has the name that the user knows
     with tempfile.TemporaryDirectory(prefix="ktllama-") as folder:
         path = Path(folder) / "model.gguf"
         try:

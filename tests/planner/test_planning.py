@@ -10,7 +10,7 @@ import pytest
 
 from ktllama import shipped_rules
 from ktllama.devices import DeviceMap
-from ktllama.errors import LlamaCppError, RulesetError
+from ktllama.errors import LlamaCppError, ModelFileError, RulesetError
 from ktllama.model import gguf, presets
 from ktllama.model.model_file import Tensor
 from ktllama.planner import hardware
@@ -202,12 +202,19 @@ def test_a_budget_larger_than_a_gpu_that_is_here_is_refused(tmp_path: Path) -> N
 
 def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # as many groups as experts: llama.cpp asserts that there are fewer. Usually it is asked for first.
-    monkeypatch.setattr(preconditions, "check_file", lambda _path: None)
+    monkeypatch.setattr(preconditions, "check", lambda _model: None)
     path = TinyDeepSeek(n_groups=8).write(tmp_path / "aborts.gguf")
     with pytest.raises(LlamaCppError) as raised:
         plan(model=path, machine=hardware.machine(gpus(1), None), wishes=replace(QUICK, n_ctx=512))
     assert raised.value.reason == "llama.cpp was killed by SIGABRT during the dry run"
     assert any("GGML_ASSERT(hparams.n_expert_groups < hparams.n_expert) failed" in line for line in raised.value.log)
+
+
+def test_a_file_that_llama_cpp_would_abort_over_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    path = TinyDeepSeek(n_groups=8).write(tmp_path / "aborts.gguf")
+    with pytest.raises(ModelFileError) as raised:
+        plan(model=path, machine=hardware.machine(gpus(1), None), wishes=replace(QUICK, n_ctx=512))
+    assert str(raised.value).startswith(f"{path}: metadata key 'deepseek2.expert_group_count' is 8, ")
 
 
 def test_the_planned_memory_is_what_a_real_load_reports(tmp_path: Path) -> None:
