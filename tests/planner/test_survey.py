@@ -5,7 +5,7 @@ from __future__ import annotations
 from unittest import mock
 
 from ktllama.devices import DeviceMap
-from ktllama.planner import hardware, sessions, survey
+from ktllama.planner import fixed_part, hardware, sessions, survey
 from ktllama.planner.planning import plan, planner
 from ktllama.planner.survey import Outcome, Refusal, with_another
 from ktllama.planner.wishes import ContextWishes
@@ -19,11 +19,14 @@ def test_neighbours_are_what_plans_for_them_are() -> None:
     told: list[tuple[str, float]] = []
     with (
         mock.patch.object(survey, "CARD_BYTES", (1 * GIB, 8 * GIB)),
+        mock.patch.object(fixed_part, "check_present") as held_against_what_is_here,
         mock.patch.object(survey, "_LONGEST_CONTEXT", 8192),
         sessions.start(with_another(machine), DeviceMap()) as session,
         planner(None, None, session, machine=machine, wishes=QUICK, preset="deepseek-v2-lite") as ready,
     ):
         made = survey.survey(ready, lambda what, share: told.append((what, share)))
+    # other cards are none of those that are here, whatever their names are
+    assert [call.args[0] for call in held_against_what_is_here.call_args_list] == [machine, machine]
     assert (made.replaced_name, made.added_name) == ("cuda:0", "cuda:1")
     assert [point.amount for point in made.replaced] == [1 * GIB, 6 * GIB, 8 * GIB]
     assert [point.amount for point in made.added] == [1 * GIB, 8 * GIB]
