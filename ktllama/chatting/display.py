@@ -146,7 +146,8 @@ class TerminalDisplay:
         seconds = time.monotonic() - self._thinking_since
         if self._column_open:
             self._console.print("\n")
-        self._console.print(f"thought for {self._thinking_tokens} tokens, {seconds:.1f} s", style="dim italic")
+        tokens = f"{self._thinking_tokens} token{'' if self._thinking_tokens == 1 else 's'}"
+        self._console.print(f"thought for {tokens}, {seconds:.1f} s", style="dim italic")
         self._thinking.clear()
         self._column_open = False
 

@@ -177,7 +177,8 @@ class Session:
         except (OSError, ValueError) as fault:
             self._display.tell(f"{name}: {getattr(fault, 'strerror', None) or fault}")
         else:
-            self._display.tell(f"{name}: {len(conversation.turns)} turns")
+            n_turns = len(conversation.turns)
+            self._display.tell(f"{name}: {n_turns} turn{'' if n_turns == 1 else 's'}")
 
     def _exit(self, _: str) -> None:
         self._left = True

@@ -24,7 +24,7 @@ from ktllama.server.event_stream import DONE
 from ktllama.server.model_names import check_model
 from ktllama.server.notes import RequestNotes, notes_of
 from ktllama.server.profile_sampling import defaults
-from ktllama.server.prompting import drop_unread, reasoning_budget, rendered, segments, thinking, thinks
+from ktllama.server.prompting import drop_unhonoured, reasoning_budget, rendered, segments, thinking, thinks
 from ktllama.server.protocol.chat import ChatRequest
 from ktllama.server.responding import respond
 from ktllama.server.running import Choice, Running
@@ -44,7 +44,9 @@ class ChatPlan:
     include_usage: bool
 
 
-@router.post("/v1/chat/completions", **body_of("ChatRequest", "ChatCompletion", streams=True))
+@router.post(
+    "/v1/chat/completions", **body_of("answers", "Answer a conversation", "ChatRequest", "ChatCompletion", streams=True)
+)
 # DeepSeek's base addresses are https://api.deepseek.com and https://api.deepseek.com/beta
 @router.post("/chat/completions", include_in_schema=False)
 @router.post("/beta/chat/completions", include_in_schema=False)
@@ -61,7 +63,7 @@ async def chat_completions(request: Request) -> Response:
         }
     )
     check_model(state, body.model)
-    left_out += drop_unread(state, body)
+    left_out += drop_unhonoured(state, body)
     plan = planned(state, body)
     notes = notes_of(request.scope)
     notes.model, notes.stream, notes.choices = plan.head.model, bool(body.stream), len(plan.choices)

@@ -50,7 +50,9 @@ class TextPlan:
     include_usage: bool
 
 
-@router.post("/v1/completions", **body_of("CompletionRequest", "TextCompletion", streams=True))
+@router.post(
+    "/v1/completions", **body_of("answers", "Continue a text", "CompletionRequest", "TextCompletion", streams=True)
+)
 @router.post("/completions", include_in_schema=False)
 @router.post("/beta/completions", include_in_schema=False)
 async def completions(request: Request) -> Response:

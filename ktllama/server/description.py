@@ -31,13 +31,15 @@ _COMPONENT = "#/components/schemas/"
 ASSETS = "/docs/assets"
 
 
-def body_of(request: str, answer: str, *, streams: bool = False) -> dict[str, Any]:
-    """The arguments of a route whose body is read by `bodies`: what the description says of it."""
+def body_of(tag: str, summary: str, request: str, answer: str, *, streams: bool = False) -> dict[str, Any]:
+    """The arguments of a route whose body is read by `bodies`: what the description says of it, under `tag`."""
     content = {"application/json": {"schema": _ref(answer)}}
     if streams:
         content["text/event-stream"] = {"schema": {"type": "string", "description": "Server-sent events."}}
     error = {"application/json": {"schema": _ref("ErrorAnswer")}}
     return {
+        "tags": [tag],
+        "summary": summary,
         "response_model": None,
         "openapi_extra": {
             "requestBody": {

@@ -25,7 +25,7 @@ from ktllama.server.state import server_state
 router = APIRouter()
 
 
-@router.post("/v1/embeddings", **body_of("EmbeddingRequest", "EmbeddingList"))
+@router.post("/v1/embeddings", **body_of("answers", "Texts to vectors", "EmbeddingRequest", "EmbeddingList"))
 @router.post("/embeddings", include_in_schema=False)
 async def embeddings(request: Request) -> Response:
     """Vectors of unit length, one an input, where the model can make them."""

@@ -198,7 +198,7 @@ def noted(notes: RequestNotes) -> dict[str, Any]:
         found["finish"] = ",".join(notes.finish_reasons)
     if notes.error_code:
         found["error"] = notes.error_code
-    if notes.client_left:
+    if notes.client_left and notes.status is None:
         found["client"] = "left"
     return found
 

@@ -45,21 +45,26 @@ def rendered(state: ServerState, body: PromptFields, *, think: bool | None = Non
         raise ApiError(400, str(error), param="messages", code="template_error") from error
 
 
-def drop_unread(state: ServerState, body: PromptFields) -> list[str]:
-    """The paths of the template variables that a lenient server left out of `body`: the template does not read them.
+def drop_unhonoured(state: ServerState, body: ChatRequest) -> list[str]:
+    """The paths of what a lenient server left out of `body` because this model cannot honour it.
 
-    Raises ApiError 400, which names the first, where the server is not lenient.
+    That is thinking of a model that does not think, and variables that its chat template does not read. Raises ApiError
+    400, which names the first, where the server is not lenient.
     """
+    faults: dict[str, str] = {}
+    if body.thinking is not None and body.thinking.type == "enabled" and state.profile.think_tags is None:
+        faults["thinking"] = "this model does not think"
     given = body.chat_template_kwargs or {}
     known = state.template.switches | RESERVED if given else frozenset()
-    unread = [key for key in given if key not in known]
-    if unread and not state.settings.lenient:
-        path = f"chat_template_kwargs.{shown(unread[0], 60)}"
-        near = did_you_mean(unread[0], sorted(state.template.switches))
-        words = f"the model's chat template reads no such variable{near}"
+    for key in [key for key in given if key not in known]:
+        near = did_you_mean(key, sorted(state.template.switches))
+        faults[f"chat_template_kwargs.{shown(key, 60)}"] = f"the model's chat template reads no such variable{near}"
+    if faults and not state.settings.lenient:
+        path, words = next(iter(faults.items()))
         raise ApiError(400, f"{path}: {words}", param=path, code="unsupported_value")
+    body.thinking = None if "thinking" in faults else body.thinking
     body.chat_template_kwargs = {key: value for key, value in given.items() if key in known}
-    return [f"chat_template_kwargs.{key}" for key in unread]
+    return list(faults)
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ktllama.server.bodies import check_lengths, read_body
 from ktllama.server.description import body_of
 from ktllama.server.errors import from_refused
 from ktllama.server.model_names import check_model
-from ktllama.server.prompting import drop_unread, reasoning_budget, rendered, thinks
+from ktllama.server.prompting import drop_unhonoured, reasoning_budget, rendered, thinks
 from ktllama.server.protocol.chat import ChatRequest
 from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
 from ktllama.server.responding import ignored_header
@@ -23,7 +23,7 @@ from ktllama.server.state import server_state
 router = APIRouter()
 
 
-@router.post("/tokenize", **body_of("TokenizeRequest", "Tokens"))
+@router.post("/tokenize", **body_of("tokens", "Text to token ids", "TokenizeRequest", "Tokens"))
 async def tokenize(request: Request) -> Response:
     """Text to token ids."""
     state = server_state(request)
@@ -50,7 +50,7 @@ def _piece(piece: bytes) -> str | list[int]:
         return list(piece)
 
 
-@router.post("/detokenize", **body_of("DetokenizeRequest", "Text"))
+@router.post("/detokenize", **body_of("tokens", "Token ids to text", "DetokenizeRequest", "Text"))
 async def detokenize(request: Request) -> Response:
     """Token ids to text; bytes that are no UTF-8 become U+FFFD."""
     state = server_state(request)
@@ -62,7 +62,9 @@ async def detokenize(request: Request) -> Response:
     return _answer({"content": text.decode(errors="replace")}, left_out)
 
 
-@router.post("/apply-template", **body_of("ChatRequest", "RenderedPrompt"))
+@router.post(
+    "/apply-template", **body_of("tokens", "The prompt that a chat request becomes", "ChatRequest", "RenderedPrompt")
+)
 async def apply_template(request: Request) -> Response:
     """The prompt that a chat request becomes, as the model would get it; nothing is generated.
 
@@ -73,7 +75,7 @@ async def apply_template(request: Request) -> Response:
     body, left_out = await read_body(request, ChatRequest, limits, lenient=state.settings.lenient)
     check_lengths({"messages": (len(body.messages), limits.messages), "tools": (len(body.tools or ()), limits.tools)})
     check_model(state, body.model)
-    left_out += drop_unread(state, body)
+    left_out += drop_unhonoured(state, body)
     prompt = rendered(state, body, think=thinks(body, reasoning_budget(state, body)))
     made = {"prompt": prompt.text, "thinking": prompt.thinking, "begins_inside": prompt.start_in_reasoning}
     return _answer(made, left_out)

@@ -74,7 +74,7 @@ def test_thinking_in_sight_stays() -> None:
     seen = on_terminal(thought("because"), spoken("answer"), folds=False)
     assert "\x1b[2K" not in seen
     assert "\x1b[2mbecause" in seen
-    assert seen.index("because") < seen.index("thought for 1 tokens") < seen.index("answer")
+    assert seen.index("because") < seen.index("thought for 1 token,") < seen.index("answer")
 
 
 def test_only_the_last_rows_of_thinking_are_in_sight() -> None:
@@ -85,7 +85,7 @@ def test_only_the_last_rows_of_thinking_are_in_sight() -> None:
 
 def test_an_answer_stopped_within_its_thinking_leaves_no_live_region() -> None:
     seen = on_terminal(thought("because"), ended=None)
-    assert "thought for 1 tokens" in seen
+    assert "thought for 1 token," in seen
     assert seen.rstrip().endswith("s\x1b[0m")
     assert "\x1b[?25h" in seen  # the cursor is back
 

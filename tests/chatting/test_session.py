@@ -135,8 +135,8 @@ def test_save_writes_messages_or_markdown_and_overwrites_only_when_told(tmp_path
     }
     assert as_text.read_text() == "## System\n\nS\n\n## User\n\nfirst\n\n## Assistant\n\n> hm\n> so\n\none\n"
     assert display.told[1:] == [
-        f"{as_json}: 1 turns", f"{as_text}: 1 turns", f"{as_text}: is there already; /save -f {as_text} overwrites it",
-        f"{as_text}: 1 turns", "/save FILE", f"{tmp_path}/none/x: No such file or directory",
+        f"{as_json}: 1 turn", f"{as_text}: 1 turn", f"{as_text}: is there already; /save -f {as_text} overwrites it",
+        f"{as_text}: 1 turn", "/save FILE", f"{tmp_path}/none/x: No such file or directory",
     ]  # fmt: skip
 
 

@@ -53,11 +53,14 @@ class _Run:
 
 
 @contextmanager
-def live(options: Mapping[str, Any] | None = None, settings: EndpointSettings | None = None) -> Iterator[Live]:
-    """A server with an engine of the fake executor's `options`, as long as the block."""
+def live(
+    options: Mapping[str, Any] | None = None, settings: EndpointSettings | None = None, *, executor: str = FAKE
+) -> Iterator[Live]:
+    """A server with an engine of the executor's `options`, the fake's by default, as long as the block."""
+    launch = Launch(executor=executor, options=dict(options or {}), backoff=Backoff(first_seconds=0.05))
     listener = socket.create_server(("127.0.0.1", 0))
     run = _Run()
-    thread = threading.Thread(target=_serve, args=(run, listener, dict(options or {}), settings or EndpointSettings()))
+    thread = threading.Thread(target=_serve, args=(run, listener, launch, settings or EndpointSettings()))
     thread.start()
     try:
         assert run.ready.wait(60)
@@ -74,9 +77,9 @@ def live(options: Mapping[str, Any] | None = None, settings: EndpointSettings | 
         thread.join(60)
 
 
-def _serve(run: _Run, listener: socket.socket, options: dict[str, Any], settings: EndpointSettings) -> None:
+def _serve(run: _Run, listener: socket.socket, launch: Launch, settings: EndpointSettings) -> None:
     async def lived() -> None:
-        client = EngineClient(Launch(executor=FAKE, options=options, backoff=Backoff(first_seconds=0.05)))
+        client = EngineClient(launch)
         await client.start()
         try:
             await client.wait_ready()

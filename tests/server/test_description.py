@@ -71,3 +71,14 @@ def test_head_is_answered_wherever_get_is_and_is_not_described() -> None:
     assert http.head("/v1/chat/completions").status_code == 405
     assert http.head("/nothing").status_code == 404
     assert not [path for path, found in http.get("/openapi.json").json()["paths"].items() if "head" in found]
+
+
+def test_every_endpoint_stands_under_a_heading_with_words_of_its_own() -> None:
+    paths = client().get("/openapi.json").json()["paths"]
+
+    said = {
+        path: (operation["tags"], operation["summary"]) for path, found in paths.items() for operation in found.values()
+    }
+    assert said["/v1/chat/completions"] == (["answers"], "Answer a conversation")
+    assert {tag for tags, _ in said.values() for tag in tags} == {"answers", "tokens", "server", "models"}
+    assert len({summary for _, summary in said.values()}) == len(said)

@@ -14,6 +14,7 @@ from ktllama.server.protocol.completion import CompletionRequest
 from ktllama.server.protocol.embedding import EmbeddingRequest
 from ktllama.server.protocol.messages import Message
 from ktllama.server.protocol.tokens import DetokenizeRequest, TokenizeRequest
+from ktllama.server.state import EndpointSettings
 from tests.server.recording import CONTROL, MODEL, TEMPLATE, RecordingClient, ask, events
 
 Check = Callable[[list[Generate], httpx.Response], bool]
@@ -335,6 +336,23 @@ def test_template_variables_that_contradict_a_field_are_refused(
     )
     assert client.asked == []
     assert agreeing.status_code == 200
+
+
+def test_thinking_is_refused_by_a_model_that_does_not_think() -> None:
+    def plain() -> RecordingClient:
+        client = RecordingClient()
+        client.model = msgspec.structs.replace(MODEL, chat_template="{{ messages }}", metadata={"general.name": "x"})
+        return client
+
+    body = {"messages": [USER], "thinking": {"type": "enabled"}}
+    response, client = ask(body, client=plain())
+    lenient, _ = ask(body, client=plain(), settings=EndpointSettings(lenient=True))
+    disabled, _ = ask({**body, "thinking": {"type": "disabled"}}, client=plain())
+    bounded, _ = ask({"messages": [USER], "reasoning_effort": "low"}, client=plain())
+
+    assert refused("thinking")(client.asked, response)
+    assert lenient.headers["x-ktllama-ignored-fields"] == "thinking"
+    assert disabled.status_code == bounded.status_code == 200
 
 
 def test_one_call_is_asked_of_the_engine_in_the_models_format() -> None:
