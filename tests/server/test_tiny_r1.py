@@ -27,7 +27,7 @@ def server() -> Iterator[Live]:
         yield found
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.sampled_from(["What is 7 + 8?", "Sort: pear, fig", 'How many r\'s are in "strawberry"?']),
     alone=st.sampled_from(ALONE),
