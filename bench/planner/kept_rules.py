@@ -1,47 +1,62 @@
-"""Every shipped rule file with its experts open: the plan keeps what the rules fix, and fits.
+"""Every rule file with its experts open: the plan keeps what the rules fix, and fits.
 
-``python -m bench.planner.kept_rules``. The budgets are those that a file's name says, 24 GiB a GPU where it says none.
+``python -m bench.planner.kept_rules [FOLDER…]``: the shipped files and those of the folders. The budgets are those that
+a file's name says (``2x24gb``), 24 GiB for each GPU that it names where it says none.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from ktllama import devices, shipped_rules
 from ktllama.errors import KtllamaError
 from ktllama.model.guess import guess_preset
+from ktllama.placing.ir import Placement
 from ktllama.planner import hardware
+from ktllama.planner.errors import FixedPartError
+from ktllama.planner.machine import Machine
 from ktllama.planner.opening import open_rules
 from ktllama.planner.planning import plan
 from ktllama.planner.wishes import ContextWishes
 from ktllama.ruleset import loader
-from ktllama.ruleset.rules import Ruleset
+from ktllama.ruleset.rules import Rule, Ruleset
 from ktllama.translation import Options
 
 GIB = 1 << 30
 
 
 def main() -> int:
-    n_wrong = 0
-    for shipped in shipped_rules.every():
-        rules = opened(loader.load(shipped.path))
-        if not any(rule.generate_device == devices.AUTO for rule in rules.rules):
-            continue
+    n_wrong = n_open = n_without = 0
+    for name, path in rule_files(map(Path, sys.argv[1:])):
         try:
-            verdict = kept(rules, budgets(shipped.name, rules))
+            verdict = kept_within(loader.load(path), budgets(name, loader.load(path)))
         except KtllamaError as fault:
             verdict = f"REFUSED {type(fault).__name__}: {fault}"
+        if verdict is None:
+            n_without += 1
+            continue
+        n_open += 1
         n_wrong += not verdict.startswith("kept")
-        print(f"{shipped.name:28} {verdict}")
-    print(f"{n_wrong} not kept")
+        print(f"{name:48} {verdict}", flush=True)
+    print(f"{n_open} files with experts, {n_wrong} not kept; {n_without} of models without experts")
     return int(n_wrong > 0)
 
 
-def opened(rules: Ruleset) -> Ruleset:
-    """The rules with every expert operator ``auto``."""
-    return replace(
+def rule_files(folders: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """The shipped files, by name, and those of folders."""
+    yield from ((shipped.name, shipped.path) for shipped in shipped_rules.every())
+    for folder in folders:
+        yield from ((path.stem, path) for path in sorted(folder.glob("*.yaml")))
+
+
+def openings(rules: Ruleset) -> Iterator[Ruleset]:
+    """The rules with every expert operator ``auto``; for files where none decides about experts, with a rule first
+    that leaves them open."""
+    yield replace(
         rules,
         rules=tuple(
             replace(rule, generate_device=devices.AUTO, prefill_device=None)
@@ -50,6 +65,8 @@ def opened(rules: Ruleset) -> Ruleset:
             for rule in rules.rules
         ),
     )
+    first = Rule(index=-1, name=r"\.experts$", class_path=None, generate_device=devices.AUTO, recursive=False)
+    yield replace(rules, rules=(first, *rules.rules))
 
 
 def budgets(name: str, rules: Ruleset) -> dict[str, int]:
@@ -63,11 +80,33 @@ def budgets(name: str, rules: Ruleset) -> dict[str, int]:
     return dict.fromkeys(sorted(device for device in named if device), 24 * GIB)
 
 
-def kept(rules: Ruleset, vram: dict[str, int]) -> str:
+def kept_within(rules: Ruleset, vram: dict[str, int]) -> str | None:
+    """The verdict with these budgets; a file that fixes more than that on a GPU by itself gets one that holds it.
+
+    None for a file whose model has no experts.
+    """
     preset = guess_preset(rules)
-    machine = hardware.machine(vram, 1024 * GIB)
-    before = open_rules(rules, None, preset, None, Options(), machine).placement
-    made = plan(rules, preset=preset, machine=machine, wishes=ContextWishes(n_ctx=8192))
+    # what no rule matches goes to the first GPU, cuda:0 unless the file is for others
+    options = Options(default_device=next(iter(vram), devices.CPU))
+    for opened in openings(rules):
+        machine = hardware.machine(vram, 1024 * GIB)
+        before = open_rules(opened, None, preset, None, options, machine).placement
+        if any(one.device == devices.AUTO for one in before.tensors.values()):
+            break
+    else:
+        return None
+    try:
+        return kept(opened, before, options, machine)
+    except FixedPartError as fault:
+        if fault.device not in vram:
+            raise
+        larger = fault.needed_bytes + GIB
+        machine = hardware.machine({**vram, fault.device: larger}, 1024 * GIB)
+        return f"{kept(opened, before, options, machine)} ({larger / GIB:.0f} GiB of budget: the file needs it)"
+
+
+def kept(rules: Ruleset, before: Placement, options: Options, machine: Machine) -> str:
+    made = plan(rules, before.model, machine=machine, wishes=ContextWishes(n_ctx=8192), options=options)
     after = made.translation.placement
     fixed = {name: one.device for name, one in before.tensors.items() if one.device != devices.AUTO and one.loaded}
     moved = [name for name, device in fixed.items() if after.tensors[name].device != device]

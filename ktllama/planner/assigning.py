@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ktllama import devices
-from ktllama.planner.cost import Assignment, memory_bytes
+from ktllama.planner.cost import Assignment, memory_bytes, part_seconds
 from ktllama.planner.machine import Machine
-from ktllama.planner.optimise import Problem, optimise
+from ktllama.planner.optimise import Solution, least_seconds, optimise, solve
+from ktllama.planner.options import Problem
 from ktllama.planner.parts import ModelParts
 
 #: Seconds a byte at which host memory is all that counts: a plan's seconds are below 10⁴, a tensor has 10³ bytes.
 _ALL_THAT_COUNTS = 1e3
-_BISECTIONS = 24
+_PRICE_RATIO = 1.1
+
+#: A better assignment within the host's memory is searched where there may be one that is faster by this share.
+_WORTH_SEARCHING = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,18 @@ class Reserve:
     def of(self, device: str) -> int:
         """The reserve of one device."""
         return self.by_device.get(device, 0)
+
+
+def raised(
+    reserve: Reserve, said: Reserve, taken: Mapping[str, int], over: Mapping[str, int], machine: Machine
+) -> Reserve:
+    """``reserve`` with what llama.cpp ``said``, where a device is ``over``, and so large that no assignment can take as
+    much as the one that did, which takes ``taken``: what was left beside it may be more than it was over by."""
+    found = {
+        device: max(said.of(device), (machine.processor(device).memory_bytes or 0) - taken.get(device, 0) + n_bytes)
+        for device, n_bytes in over.items()
+    }
+    return Reserve(by_device={**reserve.by_device, **found})
 
 
 def fixed_bytes(model: ModelParts) -> dict[str, int]:
@@ -61,40 +77,65 @@ def assign(
     output: str | None = None,
 ) -> Assignment | None:
     """The fastest assignment within all memories, None where not even the one with the least host memory fits, or what
-    is fixed on a GPU alone does not.
+    is fixed on a GPU alone does not, or the output.
 
-    Host memory gets a price a byte where the fastest assignment takes too much of it, the lowest price that makes one
-    fit. At that price the assignment is optimal among those that take as much host memory as it does. ``order`` and
-    ``output`` are what is not free (:class:`~ktllama.planner.optimise.Problem`).
+    ``order`` and ``output`` are what is not free (:class:`~ktllama.planner.options.Problem`).
     """
     free = room(model, machine, reserve)
     if any(free.get(device, 0) < 0 for device in fixed_bytes(model)):
         return None
-
-    def at(price: float) -> Assignment:
-        return optimise(Problem(model=model, machine=machine, room=free, host_price=price, order=order, output=output))
-
-    def fits(assignment: Assignment) -> bool:
-        budget = machine.cpu.memory_bytes
-        return budget is None or host_bytes(model, assignment, reserve) <= budget
-
-    fastest = at(0.0)
-    if fits(fastest):
-        return fastest
-    best = at(_ALL_THAT_COUNTS)
-    if not fits(best):
+    problem = Problem(model=model, machine=machine, room=free, order=order, output=output)
+    fastest = solve(problem)
+    if fastest is None:
         return None
+    budget = machine.cpu.memory_bytes
+    if budget is None or host_bytes(model, fastest.assignment, reserve) <= budget:
+        return fastest.assignment
+    return _within_ram(problem, reserve, budget)
+
+
+def _within_ram(problem: Problem, reserve: Reserve, budget: int) -> Assignment | None:
+    """The fastest assignment within ``budget`` bytes of host memory too.
+
+    A price a byte gives one that is nearly as fast and a bound; where they differ, the rest is searched between them.
+    """
+    model = problem.model
+    always = reserve.of(devices.CPU) + sum(part.n_bytes for part in model.always_on_host)
+
+    def at(price: float) -> Solution:
+        found = solve(replace(problem, host_price=price))
+        assert found is not None
+        return found
+
+    def host(solution: Solution) -> int:
+        return host_bytes(model, solution.assignment, reserve)
+
     low, high = 1e-18, _ALL_THAT_COUNTS
-    for _ in range(_BISECTIONS):
-        price = (low * high) ** 0.5
+    best = at(high)
+    if host(best) > budget:
+        return None
+    while high / low > _PRICE_RATIO:
+        price = float((low * high) ** 0.5)
         found = at(price)
-        if fits(found):
+        if host(found) <= budget:
             best, high = found, price
         else:
             low = price
-        if high / low < 1.1:
-            break
-    return best
+    seconds = best.seconds - high * (host(best) - always)
+    least = best.seconds - high * (budget - always)
+    if seconds <= least * (1 + _WORTH_SEARCHING):
+        return best.assignment
+    capped = replace(problem, host_price=high, host_room=budget - always)
+    better = solve(capped, seconds)
+    return best.assignment if better is None else better.assignment
+
+
+def bound_seconds(model: ModelParts, machine: Machine, reserve: Reserve) -> float:
+    """What no assignment's token takes less than; RAM is without limit."""
+    problem = Problem(model=model, machine=machine, room=room(model, machine, reserve))
+    elsewhere = (*model.fixed, *(part for layer in model.layers for part in layer.fixed))
+    fixed = sum(part_seconds(part, machine.processor(part.device or devices.CPU)) for part in elsewhere)
+    return machine.token_seconds + fixed + least_seconds(problem)
 
 
 def least_host_bytes(model: ModelParts, machine: Machine, reserve: Reserve) -> int:

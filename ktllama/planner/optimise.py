@@ -3,70 +3,63 @@
 Layers go to devices in contiguous runs: first the host (as many as must), then one GPU after another. Within its run a
 GPU holds the layers' cores, and those of their matrices that are worth it. That is a knapsack a run, and runs meet only
 where a layer changes device: a dynamic programme over layers whose state is the GPU of the current run and the memory
-used on it. Of partial plans with the same state only those are kept that no other beats in both memory and time.
-It is exact, also in which GPU comes first, with two exceptions: more than ``MAX_LABELS`` partial plans in one state are
-thinned to one for each 1/``MAX_LABELS`` of the memory, the fastest, and with more than three GPUs not every order is
-tried, and the output layer is not left to the host. A test compares it with all assignments of small models.
+used on it. Of partial plans with the same state only those are kept that no other beats in both memory and time, and
+that could still become faster than the best assignment known, or than little more than a bound of it
+(:mod:`ktllama.planner.relaxation`).
+It is exact, also in which GPU comes first, with two exceptions: of more than ``MAX_LABELS`` partial plans in one state
+only the most promising are kept, and with more than three GPUs few orders are tried, none any more once one is within
+0.25% of the bound, and the output layer is not left to the host. A test compares it with all assignments of small
+models.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ktllama import devices
-from ktllama.planner.cost import Assignment, core_seconds, part_seconds
-from ktllama.planner.machine import Machine, Processor
-from ktllama.planner.parts import Layer, ModelParts
+from ktllama.planner.cost import Assignment, part_seconds
+from ktllama.planner.machine import Processor
+from ktllama.planner.options import Option, Options, Problem
+from ktllama.planner.relaxation import Relaxation
 
 MAX_LABELS = 384
-_MAX_ORDERS = 24
+
+#: Where host memory has a limit, each of at most so many is compared with each.
+_MAX_COMPARED = 1024
+
+#: By how much more than the bound the best assignment may take: as little as may be is tried first, since the less that
+#: is, the fewer partial plans are worth keeping.
+_SLACKS = (0.005, 0.02, 0.1, np.inf)
+_MAX_ORDERS = 6
 
 #: With more GPUs than this, rooms that differ by less than one of so many steps count as the same for their order: a
 #: buffer that is some MiB larger on one of eight cards would make thousands of orders.
 _MAX_EXACT_GPUS = 3
 _ROOM_STEPS = 8
 
-#: A layer whose matrices are on different devices must be worth this share of the layer's time.
-_SPLIT_PENALTY = 0.002
+#: With so many, an order that is within this share of the bound is good enough: others gain less than that.
+_GOOD_ENOUGH = 0.0025
+
+#: An assignment that is faster by less than this share is no better: sums differ by rounding.
+_ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """What to assign. ``room`` is by GPU what its open parts may take, in bytes, after all that is fixed there.
-
-    ``host_price`` is added for each byte of host memory that the assignment takes, in seconds: 0 unless RAM is short.
-    ``order`` begins the order of the GPUs' runs, and ``output`` is the output layer's device, where those are not free.
-    """
-
-    model: ModelParts
-    machine: Machine
-    room: Mapping[str, int]
-    host_price: float = 0.0
-    order: tuple[str, ...] = ()
-    output: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One way to treat a layer in a run: what it takes of the run's GPU, what it costs, and which devices it means."""
-
-    n_bytes: int
-    seconds: float
-    core: str
-    matrices: tuple[str, ...]
+_NOTHING = np.zeros(1, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """Partial plans up to a layer, in order of memory. ``run`` and ``label`` say which one each continues."""
+    """Partial plans up to a layer. ``run`` and ``label`` say which one each continues, ``n_bytes`` counts on the GPU of
+    its run, ``host_bytes`` on the host."""
 
     n_bytes: NDArray[np.int64]
+    host_bytes: NDArray[np.int64]
     seconds: NDArray[np.float64]
     run: NDArray[np.int64]
     label: NDArray[np.int64]
@@ -74,22 +67,61 @@ class _Labels:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Source:
+    """What a layer in some run may continue: labels of the layer before, in that run or another."""
+
+    run: int
+    label: NDArray[np.int64]
+    n_bytes: NDArray[np.int64]
+    host_bytes: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """An assignment and the seconds of its layers and its output, with the price of host memory if it has no limit."""
+
     seconds: float
     assignment: Assignment
 
 
 def optimise(problem: Problem) -> Assignment:
-    """The assignment with the least predicted time a token, among those that keep every GPU within its room."""
-    known: _Known = {}
-    found = [
-        best
+    """The assignment with the least predicted time a token, among those that keep every GPU within its room.
+
+    There is one unless the problem has a limit of host memory, or its output a GPU without room for it.
+    """
+    best = solve(problem)
+    assert best is not None, "an assignment of everything open to the host is always possible"
+    return best.assignment
+
+
+def solve(problem: Problem, faster_than: float = np.inf) -> Solution | None:
+    """The best assignment if it takes less than ``faster_than`` seconds.
+
+    With ``host_room`` there may be none without such a limit too; it should be that of an assignment that is known.
+    """
+    best: Solution | None = None
+    near = 1 + (_GOOD_ENOUGH if len(problem.machine.gpus) > _MAX_EXACT_GPUS else 0.0)
+    for search in sorted(_searches(problem), key=lambda one: one.least_seconds):
+        if best is not None and best.seconds <= search.least_seconds * near:
+            break
+        best = search.best(best.seconds if best else faster_than) or best
+    return best
+
+
+def least_seconds(problem: Problem) -> float:
+    """A bound: no assignment of the layers and the output takes less."""
+    return min(search.least_seconds for search in _searches(problem))
+
+
+def _searches(problem: Problem) -> list[_Search]:
+    options = Options(problem)
+    relaxation = Relaxation(problem.model.layers, problem.machine.gpus, options)
+    return [
+        _Search(problem, order, output, options, relaxation)
         for output in _output_devices(problem)
         for order in _orders(problem)
-        if (best := _Search(problem, order, output, known).best()) is not None
     ]
-    assert found, "an assignment of everything open to the host is always possible"
-    return min(found, key=lambda best: best.seconds).assignment
 
 
 def _output_devices(problem: Problem) -> list[str]:
@@ -144,160 +176,207 @@ def _orders(problem: Problem) -> Iterator[tuple[Processor, ...]]:
     return ((*head, *tail) for tail in itertools.islice(tails, _MAX_ORDERS))
 
 
-#: The ways to treat a layer in a run, by what the layer is like and the run's GPU: most layers of a model are alike.
-_Known: TypeAlias = dict[tuple[object, ...], "list[_Option]"]
-
-
 class _Search:
-    """The dynamic programme for one order of the GPUs and one place of the output layer."""
+    """The dynamic programme for one order of the GPUs and one place of the output layer.
 
-    def __init__(self, problem: Problem, order: Sequence[Processor], output: str, known: _Known) -> None:
+    ``least_seconds`` is a bound: no assignment of it is faster; infinite if this output leaves its GPU without room.
+    Bounds count host memory at its price. Where it has a limit, no assignment takes more than that, so what all of it
+    costs is taken off again.
+    """
+
+    def __init__(
+        self, problem: Problem, order: Sequence[Processor], output: str, options: Options, relaxation: Relaxation
+    ) -> None:
         self.problem = problem
         self.layers = problem.model.layers
-        self.cpu = problem.machine.cpu
-        self.runs: tuple[Processor, ...] = (self.cpu, *order)
+        self.runs: tuple[Processor, ...] = (problem.machine.cpu, *order)
         self.output = output
         self.crossing = problem.machine.crossing_seconds
-        self.options = [self._options_by_run(layer, known) for layer in self.layers]
+        self.options = [[options.of(layer, run) for run in self.runs] for layer in self.layers]
+        self.relaxation = relaxation
+        self.rooms = [self._room(run) for run in range(len(self.runs))]
+        self.later = [sum(max(0, room) for room in self.rooms[run + 1 :]) for run in range(len(self.runs))]
+        on_host = problem.model.output.n_bytes if output == devices.CPU else 0
+        self.host_room = None if problem.host_room is None else problem.host_room - on_host
+        self.bound_price = 0.0 if self.host_room is None else problem.host_price
+        self.end = part_seconds(problem.model.output, problem.machine.processor(output))
+        self.end += self.crossing * (output != devices.CPU)
+        if self.host_room is None:
+            self.end += problem.host_price * on_host
+        self.least_end = self.end - self.bound_price * (self.host_room or 0)
+        self.least_seconds = self._least_seconds()
 
-    def room(self, run: int) -> int:
+    def _room(self, run: int) -> int:
         if run == 0:
             return 0
-        name = self.runs[run].name
-        taken = (
-            self.problem.model.output.n_bytes if self.output == name and self.problem.model.output.device is None else 0
-        )
-        return self.problem.room[name] - taken
+        name, output = self.runs[run].name, self.problem.model.output
+        return self.problem.room[name] - (output.n_bytes if self.output == name and output.device is None else 0)
 
-    def best(self) -> _Found | None:
-        """The best assignment, None if this place of the output layer leaves a GPU without room."""
-        if any(self.room(run) < 0 for run in range(len(self.runs)) if self.runs[run].name == self.output):
+    def _least_seconds(self) -> float:
+        here = {run.name: room for run, room in zip(self.runs, self.rooms, strict=True)}
+        if self.problem.model.output.device is None and here[self.output] < 0:
+            return float("inf")
+        of_layer = [(one.seconds + self.bound_price * one.host_bytes).min() for one, *_ in self.options]
+        on_host = np.concatenate(([0.0], np.cumsum(of_layer)))
+        everything = np.array([self.later[0]])
+        begins = range(len(self.layers) + 1 if len(self.runs) > 1 else 0)
+        mixed = [on_host[at] + self.relaxation.seconds(at, everything)[0] for at in begins]
+        return float(min(on_host[-1], *mixed, np.inf)) + self.least_end
+
+    def best(self, limit: float) -> Solution | None:
+        """The best assignment if it is faster than ``limit`` seconds."""
+        if self.least_seconds >= limit:
             return None
+        for slack in _SLACKS:
+            below = min(limit, self.least_seconds + abs(self.least_seconds) * slack)
+            found = self._search(below)
+            if found is not None or below == limit:
+                return found
+        return None
+
+    def _search(self, limit: float) -> Solution | None:
+        """The best assignment if it is faster than ``limit`` seconds."""
+        limit *= 1 - _ROUNDING
         table: list[list[_Labels | None]] = []
         for index in range(len(self.layers)):
-            table.append([self._extend(table, index, run) for run in range(len(self.runs))])
+            before = table[-1] if table else []
+            table.append([self._extend(before, index, run, limit) for run in range(len(self.runs))])
         ends = [
-            (labels.seconds[at] + self._end_seconds(run), run, at)
+            (labels.seconds[at] + self.end + self.crossing * (self._core_device(-1, run) != self.output), run, at)
             for run, labels in enumerate(table[-1])
             if labels is not None
             for at in [int(labels.seconds.argmin())]
         ]
-        if not ends:
-            return None
-        seconds, run, at = min(ends)
-        return _Found(float(seconds), self._assignment(table, run, at))
-
-    def _end_seconds(self, run: int) -> float:
-        output = self.problem.model.output
-        processor = self.problem.machine.processor(self.output)
-        last = self._core_device(len(self.layers) - 1, run)
-        crossings = (last != self.output) + (self.output != devices.CPU)
-        return part_seconds(output, processor) + self.crossing * crossings + self._host(self.output, output.n_bytes)
+        seconds, run, at = min(ends, default=(limit, 0, 0))
+        return Solution(float(seconds), self._assignment(table, run, at)) if seconds < limit else None
 
     def _core_device(self, index: int, run: int) -> str:
         return self.layers[index].device or self.runs[run].name
 
-    def _extend(self, table: list[list[_Labels | None]], index: int, run: int) -> _Labels | None:
+    def _extend(self, before: list[_Labels | None], index: int, run: int, limit: float) -> _Labels | None:
         """Labels of layers 0 … index with the last in ``run``: those that stay in it, and those that enter it."""
-        sources = self._sources(table, index, run)
+        sources = self._sources(before, index, run, limit)
         if not sources:
             return None
         options = self.options[index][run]
-        taken = np.array([option.n_bytes for option in options], dtype=np.int64)
-        cost = np.array([option.seconds for option in options])
-        n_bytes = np.concatenate([(used[:, None] + taken).ravel() for _, _, used, _ in sources])
-        seconds = np.concatenate([(time[:, None] + cost).ravel() for _, _, _, time in sources])
-        runs = np.concatenate([np.full(len(used) * len(options), source) for source, _, used, _ in sources])
-        labels = np.concatenate([np.repeat(at, len(options)) for _, at, _, _ in sources])
-        chosen = np.tile(np.arange(len(options)), len(labels) // len(options))
-        kept = _pareto(n_bytes, seconds, self.room(run))
+        every = _Labels(
+            n_bytes=_sums([one.n_bytes for one in sources], options.n_bytes),
+            host_bytes=_sums([one.host_bytes for one in sources], options.host_bytes),
+            seconds=_sums([one.seconds for one in sources], options.seconds),
+            run=np.repeat([one.run for one in sources], [len(one.label) for one in sources]),
+            label=np.concatenate([one.label for one in sources]),
+            option=_NOTHING,
+        )
+        kept = self._worth_keeping(index, run, every, limit)
         if not len(kept):
             return None
-        return _Labels(n_bytes[kept], seconds[kept], runs[kept], labels[kept], chosen[kept])
+        source, option = np.divmod(kept, len(options.options))
+        return _Labels(
+            n_bytes=every.n_bytes[kept],
+            host_bytes=every.host_bytes[kept],
+            seconds=every.seconds[kept],
+            run=every.run[source],
+            label=every.label[source],
+            option=option,
+        )
 
-    def _sources(
-        self, table: list[list[_Labels | None]], index: int, run: int
-    ) -> list[tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
-        """What layer ``index`` in ``run`` may continue: (run, labels, memory used on this run's GPU, seconds)."""
-        nothing = np.zeros(1, dtype=np.int64)
+    def _worth_keeping(self, index: int, run: int, labels: _Labels, limit: float) -> NDArray[np.int64]:
+        """The indexes of what has room, may become faster than ``limit`` and is beaten by no other."""
+        least = self._least(index + 1, run, labels.n_bytes, labels.host_bytes, labels.seconds)
+        possible = (labels.n_bytes <= self.rooms[run]) & (least < limit)
+        if self.host_room is not None:
+            possible &= labels.host_bytes <= self.host_room
+        kept = np.flatnonzero(possible)
+        if self.host_room is None:
+            kept = kept[_undominated(labels.n_bytes[kept], labels.seconds[kept])]
+        else:
+            kept = _most_promising(kept, least, _MAX_COMPARED)
+            kept = kept[_undominated_3d(labels.n_bytes[kept], labels.host_bytes[kept], labels.seconds[kept])]
+        return _most_promising(kept, least, MAX_LABELS)
+
+    def _least(
+        self,
+        begin: int,
+        run: int,
+        n_bytes: NDArray[np.int64],
+        host_bytes: NDArray[np.int64],
+        seconds: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """How fast partial plans of the layers before ``begin``, with ``n_bytes`` on this run's GPU, may become."""
+        priced = seconds + self.bound_price * host_bytes if self.bound_price else seconds
+        if run == 0:
+            return priced + self.least_end
+        left = self.rooms[run] + self.later[run] - n_bytes
+        return priced + (self.least_end + self.relaxation.seconds(begin, left))
+
+    def _sources(self, table: list[_Labels | None], index: int, run: int, limit: float) -> list[_Source]:
+        """What layer ``index`` in ``run`` may continue, of the labels of the layer before."""
         if index == 0:
             start = self.crossing * (self._core_device(0, run) != devices.CPU)
-            return [(-1, nothing, nothing, np.array([start]))]
+            return [_Source(-1, _NOTHING, _NOTHING, _NOTHING, np.array([start]))]
         found = []
-        for before in range(run + 1):
-            labels = table[index - 1][before]
+        for before, labels in enumerate(table[: run + 1]):
             if labels is None:
                 continue
-            step = self.crossing * (self._core_device(index - 1, before) != self._core_device(index, run))
-            if before == run:
-                found.append((before, np.arange(len(labels.seconds)), labels.n_bytes, labels.seconds + step))
-            else:
-                at = int(labels.seconds.argmin())
-                found.append((before, np.array([at]), nothing, labels.seconds[at : at + 1] + step))
+            seconds = labels.seconds
+            if self._core_device(index - 1, before) != self._core_device(index, run):
+                seconds = seconds + self.crossing
+            at, n_bytes = np.arange(len(seconds)), labels.n_bytes
+            if before != run:
+                # what a GPU holds that is done with does not matter; without a limit of the host the fastest is best
+                if self.host_room is None:
+                    at = np.array([seconds.argmin()])
+                n_bytes = np.zeros(len(at), dtype=np.int64)
+                at = at[self._least(index, run, n_bytes, labels.host_bytes[at], seconds[at]) < limit]
+            if len(at):
+                found.append(_Source(before, at, n_bytes[: len(at)], labels.host_bytes[at], seconds[at]))
         return found
-
-    def _options_by_run(self, layer: Layer, known: _Known) -> list[list[_Option]]:
-        found = []
-        like = _like(layer)
-        for run in self.runs:
-            key = (run.name, *like)
-            if key not in known:
-                known[key] = list(self._options(layer, run))
-            found.append(known[key])
-        return found
-
-    def _options(self, layer: Layer, run: Processor) -> Iterator[_Option]:
-        core = layer.device or run.name
-        places = [
-            [part.device] if part.device else list(dict.fromkeys((self.cpu.name, run.name))) for part in layer.matrices
-        ]
-        for matrices in itertools.product(*places):
-            yield self._option(layer, run, core, matrices)
-
-    def _option(self, layer: Layer, run: Processor, core: str, matrices: tuple[str, ...]) -> _Option:
-        machine = self.problem.machine
-        taken = layer.core_bytes if layer.device is None else 0
-        seconds = core_seconds(layer, machine.processor(core)) + self._host(core, layer.core_bytes)
-        for part, device in zip(layer.matrices, matrices, strict=True):
-            seconds += part_seconds(part, machine.processor(device)) + self._host(device, part.n_bytes)
-            taken += part.n_bytes if device == run.name and part.device is None else 0
-        seconds += self.crossing * sum(a != b for a, b in itertools.pairwise((core, *matrices, core)))
-        if len({device for part, device in zip(layer.matrices, matrices, strict=True) if part.device is None}) > 1:
-            seconds *= 1 + _SPLIT_PENALTY
-        return _Option(taken if run.name != devices.CPU else 0, seconds, core, matrices)
-
-    def _host(self, device: str, n_bytes: int) -> float:
-        return self.problem.host_price * n_bytes if device == devices.CPU else 0.0
 
     def _assignment(self, table: list[list[_Labels | None]], run: int, at: int) -> Assignment:
-        cores: list[str] = []
-        matrices: list[tuple[str, ...]] = []
+        chosen: list[Option] = []
         for index in reversed(range(len(self.layers))):
             labels = table[index][run]
             assert labels is not None
-            option = self.options[index][run][int(labels.option[at])]
-            cores.append(option.core)
-            matrices.append(option.matrices)
+            chosen.append(self.options[index][run].options[int(labels.option[at])])
             run, at = int(labels.run[at]), int(labels.label[at])
-        return Assignment(cores=tuple(reversed(cores)), matrices=tuple(reversed(matrices)), output=self.output)
+        chosen.reverse()
+        return Assignment(
+            cores=tuple(option.core for option in chosen),
+            matrices=tuple(option.matrices for option in chosen),
+            output=self.output,
+        )
 
 
-def _like(layer: Layer) -> tuple[object, ...]:
-    """What decides a layer's options: everything but its number and its tensors' names."""
-    parts = ((part.n_bytes, part.reads, part.device, part.chosen) for part in (layer.core, *layer.matrices))
-    return (layer.device, layer.kv_bytes, layer.kv_read_bytes, layer.attention_operations, layer.n_nodes, *parts)
+_Number = TypeVar("_Number", np.int64, np.float64)
 
 
-def _pareto(n_bytes: NDArray[np.int64], seconds: NDArray[np.float64], room: int) -> NDArray[np.int64]:
-    """Indexes of the labels within ``room`` that no other beats in both, by memory; at most ``MAX_LABELS``."""
+def _sums(before: Sequence[NDArray[_Number]], options: NDArray[_Number]) -> NDArray[_Number]:
+    """Every sum of one of ``before`` and one of ``options``, those of one label together."""
+    used = before[0] if len(before) == 1 else np.concatenate(before)
+    return (used[:, None] + options).ravel()
+
+
+def _undominated(n_bytes: NDArray[np.int64], seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Indexes of those that no other beats in both, by memory."""
     order = np.lexsort((seconds, n_bytes))
-    order = order[n_bytes[order] <= room]
-    if not len(order):
-        return order
-    best = np.minimum.accumulate(seconds[order])
-    better = np.concatenate(([True], best[1:] < best[:-1]))
-    order = order[better]
-    if len(order) > MAX_LABELS:
-        bucket = n_bytes[order] * MAX_LABELS // (room + 1)
-        order = order[np.concatenate((bucket[1:] != bucket[:-1], [True]))]  # the last of a bucket is its fastest
-    return order
+    fastest = np.minimum.accumulate(seconds[order])
+    return order[np.concatenate(([True], fastest[1:] < fastest[:-1]))[: len(order)]]
+
+
+def _undominated_3d(
+    n_bytes: NDArray[np.int64], host_bytes: NDArray[np.int64], seconds: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Indexes of those that no other beats in all three."""
+    order = np.lexsort((host_bytes, seconds, n_bytes))
+    host, time = host_bytes[order], seconds[order]
+    # before[i, j]: j is before i in that order, so it has no more bytes on the GPU, and no more of the others either
+    before = np.tri(len(order), k=-1, dtype=bool)
+    before &= (host[None, :] <= host[:, None]) & (time[None, :] <= time[:, None])
+    return order[~before.any(axis=1)]
+
+
+def _most_promising(kept: NDArray[np.int64], least: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """At most so many of ``kept``: those that may become fastest."""
+    if len(kept) <= most:
+        return kept
+    return kept[np.sort(np.argpartition(least[kept], most)[:most])]

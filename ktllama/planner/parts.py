@@ -84,6 +84,12 @@ class ModelParts:
     fixed: tuple[Part, ...] = field(default=())
 
     @property
+    def always_on_host(self) -> tuple[Part, ...]:
+        """What is on the host whatever the plan, apart from layers' cores and matrices and the output."""
+        parts = (*self.fixed, *(part for layer in self.layers for part in layer.fixed))
+        return tuple(part for part in parts if part.device in (None, devices.CPU))
+
+    @property
     def all_fixed(self) -> tuple[Part, ...]:
         """Every part that has a device already, except layers' cores and KV."""
         return (

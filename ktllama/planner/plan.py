@@ -30,7 +30,8 @@ class Prediction:
 class Candidate:
     """One choice of ubatch and of where prefill uses host weights, and what was predicted of it before it was made.
 
-    ``compute_bytes`` are llama.cpp's buffers by device, for the layers spread in a first guess.
+    ``compute_bytes`` are llama.cpp's buffers by device, for the layers spread in a first guess; those of ubatches
+    between the smallest and the largest are interpolated.
     """
 
     ubatch: int

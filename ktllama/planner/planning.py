@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ktllama import devices
-from ktllama.diagnostics import in_order
-from ktllama.errors import LlamaCppError, RulesetError
+from ktllama.errors import LlamaCppError
 from ktllama.lower.lowering import Lowering, lower
 from ktllama.lower.settings import LlamaSettings
 from ktllama.model.model_file import ModelFile
 from ktllama.placing.ir import Placement
-from ktllama.placing.resolve import DEFAULT_DEVICE
-from ktllama.planner import fixed_part, headers, sessions
-from ktllama.planner.assigning import Reserve, assign, relaxed_seconds
+from ktllama.planner import fixed_part, sessions
+from ktllama.planner.assigning import Reserve, assign, bound_seconds, raised, relaxed_seconds
+from ktllama.planner.buffers import Buffers, by_ubatch
 from ktllama.planner.choosing import DECODE_TOLERANCE, choose
-from ktllama.planner.cost import Assignment, host_read_bytes, memory_bytes, n_crossings, token_seconds
+from ktllama.planner.cost import Assignment, memory_bytes, token_seconds
 from ktllama.planner.errors import PlanError
-from ktllama.planner.fill import differences, fill, first_gpu, rules_text
+from ktllama.planner.fill import fill, first_gpu
 from ktllama.planner.machine import Machine
 from ktllama.planner.memory import DeviceMemory, padding_bytes, streamed_bytes, weight_bytes
-from ktllama.planner.notes import notes
 from ktllama.planner.opening import open_rules, sparse_file
 from ktllama.planner.parts import ModelParts, cut, with_nodes
 from ktllama.planner.plain_overrides import plain
-from ktllama.planner.plan import Candidate, Plan, Prediction
+from ktllama.planner.plan import Candidate, Plan
 from ktllama.planner.prefill import prefill_seconds
+from ktllama.planner.proof import prove
 from ktllama.planner.wishes import ContextWishes, settled
-from ktllama.ruleset import loader
 from ktllama.ruleset.rules import Ruleset
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.dry_run import DryRun
 from ktllama.runtime.dry_run_session import DryRunSession
-from ktllama.runtime.verify import compare
-from ktllama.translation import Options, Translation, analyse
+from ktllama.translation import Options, Translation
 
 _MAX_ROUNDS = 8
 
@@ -121,18 +118,6 @@ class _Weighed:
     reserve: Reserve
 
 
-def raised(
-    reserve: Reserve, said: Reserve, taken: Mapping[str, int], over: Mapping[str, int], machine: Machine
-) -> Reserve:
-    """``reserve`` with what llama.cpp ``said``, where a device is ``over``, and so large that no assignment can take as
-    much as the one that did, which takes ``taken``: what was left beside it may be more than it was over by."""
-    found = {
-        device: max(said.of(device), (machine.processor(device).memory_bytes or 0) - taken.get(device, 0) + n_bytes)
-        for device, n_bytes in over.items()
-    }
-    return Reserve(by_device={**reserve.by_device, **found})
-
-
 class Planner:
     """One model on one machine.
 
@@ -179,7 +164,7 @@ class Planner:
         chosen, assignment = self._choose(parts, weighed)
         context = self.wishes.context(chosen.candidate.ubatch)
         proposal, memory = self._fit(parts, context, chosen, assignment)
-        return self._proven(parts, context, proposal, memory, [one.candidate for one in weighed])
+        return prove(self, parts, context, proposal, memory, [one.candidate for one in weighed])
 
     def trial(
         self, *, machine: Machine | None = None, wishes: ContextWishes | None = None, elsewhere: bool = False
@@ -199,34 +184,49 @@ class Planner:
 
     def _weigh(self, parts: ModelParts) -> list[_Weighed]:
         """Every candidate with what is predicted of it, and its reserve; buffers are those of a first guess."""
-        sizes = self.wishes.ubatches
         guess = self._reserve({})
         fixed_part.check_budgets(self.opened, parts, self.machine, guess)
         first = assign(parts, self.machine, guess)
         if first is None:
             raise self._refusal(parts)
         placement, lowering = self._lowered(parts, first, streams=False)
-        contexts = [self.wishes.context(size) for size in sizes]
-        made = self.session.run_contexts(self.path, self._plain(lowering), contexts)
-        self.rounds += 1
-        if not self.elsewhere:
-            ran = next((one for one in made if isinstance(one, DryRun)), None)
-            fixed_part.check_present(self.machine, self.map, ran)
+        buffers = self._buffers(self._plain(lowering))
         found = []
         filled = [self._filled(parts, first, streams=streams) for streams in self._offload_choices(placement)]
-        for size, done in zip(sizes, made, strict=True):
-            if isinstance(done, LlamaCppError):
-                failure = done
-                continue
-            if done.log.graph_nodes is not None:
-                self.n_nodes = done.log.graph_nodes[1]
+        for size, compute in buffers.items():
             for streamed in filled:
-                compute = self._compute(done)
                 reserve = self._reserve(compute, streamed_bytes(streamed) if streamed.prefill_devices else 0)
                 candidate = self._candidate(parts, first, size, streamed, compute, reserve)
                 found.append(_Weighed(candidate=candidate, reserve=reserve))
+        return found
+
+    def _buffers(self, settings: LlamaSettings) -> dict[int, Buffers]:
+        """llama.cpp's compute buffers by ubatch and device, measured or nearly so.
+
+        Raises:
+            LlamaCppError: when it refuses every context.
+        """
+        return by_ubatch(self.wishes.ubatches, lambda sizes: self._tried(settings, sizes))
+
+    def _tried(self, settings: LlamaSettings, sizes: Sequence[int]) -> dict[int, Buffers]:
+        """The compute buffers of each of these ubatches that llama.cpp does not refuse.
+
+        Raises:
+            LlamaCppError: when it refuses all.
+        """
+        made = self.session.run_contexts(self.path, settings, [self.wishes.context(size) for size in sizes])
+        self.rounds += 1
+        found: dict[int, Buffers] = {
+            size: self._compute(done) for size, done in zip(sizes, made, strict=True) if isinstance(done, DryRun)
+        }
+        refused = [done for done in made if isinstance(done, LlamaCppError)]
         if not found:
-            raise failure
+            raise refused[-1]
+        done = next(done for done in made if isinstance(done, DryRun))
+        if done.log.graph_nodes is not None:
+            self.n_nodes = done.log.graph_nodes[1]
+        if not self.elsewhere:
+            fixed_part.check_present(self.machine, self.map, done)
         return found
 
     def _choose(self, parts: ModelParts, weighed: Sequence[_Weighed]) -> tuple[_Weighed, Assignment]:
@@ -238,16 +238,21 @@ class Planner:
         left = list(weighed)
         fastest = max(left, key=lambda one: one.candidate.decode_tokens_per_second)
         fixed_part.check_budgets(self.opened, parts, self.machine, fastest.reserve)
-        best = self._assigned(parts, fastest.reserve, fastest.candidate)
-        if best is None:
-            raise self._refusal(parts)
-        limit = token_seconds(parts, best, self.machine) / (1 - DECODE_TOLERANCE)
+        best: Assignment | None = None
+        limit = bound_seconds(parts, self.machine, fastest.reserve) / (1 - DECODE_TOLERANCE)
         while True:
             liked = choose([one.candidate for one in left])
             chosen = next(one for one in left if one.candidate is liked)
-            found = best if chosen is fastest else self._assigned(parts, chosen.reserve, liked)
+            found = self._assigned(parts, chosen.reserve, liked)
             if found is not None and token_seconds(parts, found, self.machine) <= limit:
                 return chosen, found
+            if best is None:  # the bound says too little: the fastest itself must
+                best = found if chosen is fastest else self._assigned(parts, fastest.reserve, fastest.candidate)
+                if best is None:
+                    raise self._refusal(parts)
+                limit = token_seconds(parts, best, self.machine) / (1 - DECODE_TOLERANCE)
+                if found is not None and token_seconds(parts, found, self.machine) <= limit:
+                    return chosen, found
             left.remove(chosen)
 
     def _offload_choices(self, placement: Placement) -> tuple[bool, ...]:
@@ -265,7 +270,7 @@ class Planner:
         assignment: Assignment,
         ubatch: int,
         placement: Placement,
-        compute: dict[str, int],
+        compute: Buffers,
         reserve: Reserve,
     ) -> Candidate:
         stream_to = placement.prefill_devices[0] if placement.prefill_devices else None
@@ -339,7 +344,7 @@ class Planner:
         """llama.cpp's compute buffers by rule device."""
         return {self.rule_names[name]: n_bytes for name, n_bytes in done.compute_bytes.items()}
 
-    def _reserve(self, compute: dict[str, int], streamed: int = 0) -> Reserve:
+    def _reserve(self, compute: Buffers, streamed: int = 0) -> Reserve:
         """What is not for tensors and caches; ``streamed`` bytes are copied to the GPU that streams.
 
         A GPU that held nothing when the buffers were measured is taken to need what the others do.
@@ -379,74 +384,6 @@ class Planner:
         """Whether the streaming GPU was stood in for: the RPC backend offloads nothing (``ggml-rpc.cpp``)."""
         listed = proposal.placement.prefill_devices
         return bool(listed) and self.map.llama_name(listed[0]) in proposal.done.stand_ins
-
-    # --- The end
-
-    def _proven(
-        self,
-        parts: ModelParts,
-        context: ContextOptions,
-        proposal: Proposal,
-        memory: tuple[DeviceMemory, ...],
-        candidates: Sequence[Candidate],
-    ) -> Plan:
-        """The plan, once its rule file gives the same placement and llama.cpp did what its settings say."""
-        opened = self.opened
-        prediction = self._prediction(parts, proposal, context.n_ubatch)
-        said = headers.comments(opened, self.machine, context, memory, prediction)
-        text = rules_text(proposal.placement, opened.resolution.tree, said)
-        translation = self._translated(text)
-        wrong = differences(proposal.placement, translation.placement)
-        if translation.settings != proposal.lowering.settings:
-            wrong = (*wrong, "other settings")
-        if opened.options.target == "python":
-            checked = compare(
-                translation.placement, translation.settings, self._resolved(context, proposal), proposal.done, self.map
-            )
-            wrong = (*wrong, *(str(mismatch) for mismatch in checked.mismatches))
-        if wrong:
-            more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise PlanError(f"the plan could not be proven ({'; '.join(wrong[:3])}{more}); please report it")
-        return Plan(
-            rules=text,
-            translation=translation,
-            machine=self.machine,
-            context=context,
-            assignment=proposal.assignment,
-            memory=memory,
-            prediction=prediction,
-            candidates=tuple(candidates),
-            stand_ins=tuple(name for name in proposal.done.stand_ins if name in translation.settings.devices),
-            flash_attention=proposal.done.log.flash_attention,
-            rounds=self.rounds,
-            n_nodes=self.n_nodes,
-            notes=notes(translation, memory, self.machine),
-        )
-
-    def _resolved(self, context: ContextOptions, proposal: Proposal) -> ContextOptions:
-        off = proposal.done.log.flash_attention is False
-        return replace(context, flash_attn="off" if off else context.flash_attn)
-
-    def _translated(self, text: str) -> Translation:
-        options = self.opened.options
-        default = DEFAULT_DEVICE if options.default_device == devices.AUTO else options.default_device
-        read = loader.loads(text, file="planned rules")
-        found = analyse(read, self.opened.model, options=replace(options, default_device=default))
-        if found.has_errors:
-            raise RulesetError(in_order(found.diagnostics))
-        return replace(found, assumed=self.opened.assumed)
-
-    def _prediction(self, parts: ModelParts, proposal: Proposal, ubatch: int) -> Prediction:
-        listed = proposal.placement.prefill_devices
-        seconds = prefill_seconds(
-            parts, proposal.assignment, self.machine, ubatch, stream_to=listed[0] if listed else None
-        )
-        return Prediction(
-            decode_tokens_per_second=1 / token_seconds(parts, proposal.assignment, self.machine),
-            prefill_tokens_per_second=ubatch / seconds,
-            crossings=n_crossings(proposal.assignment),
-            host_read_bytes=host_read_bytes(parts, proposal.assignment),
-        )
 
     def _refusal(self, parts: ModelParts) -> PlanError:
         from ktllama.planner.refusal import refuse

@@ -6,17 +6,21 @@ A smaller quantization is a size: the weights must shrink by what is missing.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ktllama import devices
 from ktllama.errors import KtllamaError
 from ktllama.model.kv_cache import CELL_PADDING
 from ktllama.planner.assigning import Reserve, least_host_bytes
 from ktllama.planner.errors import PlanError
+from ktllama.planner.machine import Machine
 from ktllama.planner.parts import ModelParts, cut
-from ktllama.units import format_bytes
+from ktllama.planner.plan import Plan
+from ktllama.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from ktllama.planner.planning import Planner
@@ -37,20 +41,26 @@ _QUANTIZATIONS: tuple[tuple[str, float], ...] = (
 
 def refuse(planner: Planner, parts: ModelParts) -> PlanError:
     """The refusal of what ``planner`` was asked for, with the changes that would make it fit if it suggests any."""
-    missing = max(missing_bytes(planner, parts), 0)
+    unlimited = _tried(planner, _with_ram(planner.machine, None)) if planner.suggests else None
+    missing = max(missing_bytes(planner, parts, unlimited), 0)
     reason = f"{planner.opened.model.name} does not fit: {_budgets(planner)} " + (
         f"are {format_bytes(missing)} too little" if missing else "are too little for llama.cpp's buffers"
     )
-    changes = tuple(_changes(planner, missing)) if planner.suggests else ()
+    changes = tuple(_changes(planner, missing, unlimited)) if planner.suggests else ()
     return PlanError(reason, changes=changes, missing_bytes=missing)
 
 
-def missing_bytes(planner: Planner, parts: ModelParts) -> int:
-    """By how much the host's memory is too small for the assignment that needs the least of it."""
+def missing_bytes(planner: Planner, parts: ModelParts, unlimited: Plan | None = None) -> int:
+    """By how much the host's memory is too small for the assignment that needs the least of it.
+
+    Compute buffers are those of ``unlimited``, a plan with all the RAM that it takes; without it they are left out.
+    """
     budget = planner.machine.cpu.memory_bytes
     if budget is None:
         return 0
-    reserve = Reserve(by_device={one.name: planner.wishes.margin for one in planner.machine.processors})
+    margins = {one.name: planner.wishes.margin for one in planner.machine.processors}
+    buffers = {one.device: one.compute + planner.padding for one in unlimited.memory if one.used} if unlimited else {}
+    reserve = Reserve(by_device={name: margin + buffers.get(name, 0) for name, margin in margins.items()})
     return least_host_bytes(parts, planner.machine, reserve) - budget
 
 
@@ -62,7 +72,7 @@ def _budgets(planner: Planner) -> str:
     )
 
 
-def _changes(planner: Planner, missing: int) -> Iterator[str]:
+def _changes(planner: Planner, missing: int, unlimited: Plan | None) -> Iterator[str]:
     wishes = planner.wishes
     if wishes.ubatch is not None and wishes.ubatch > 512 and _fits(planner, ubatch=512):
         yield "--ubatch 512"
@@ -74,19 +84,23 @@ def _changes(planner: Planner, missing: int) -> Iterator[str]:
         yield f"--kv-type {smaller}"
     if missing:
         yield from _quantization(planner, missing)
-        ram = planner.machine.cpu.memory_bytes or 0
-        yield f"{format_bytes(ram + _needed_beyond(planner, missing))} of RAM"
+    if unlimited is not None and planner.machine.cpu.memory_bytes is not None:
+        yield f"{format_bytes(_enough_ram(planner, planner.machine.cpu.memory_bytes + missing, unlimited))} of RAM"
 
 
-def _needed_beyond(planner: Planner, missing: int) -> int:
-    """What the host must have more, with buffers that the dry run would find; rounded up to whole MiB."""
-    extra = missing
-    for _ in range(4):
-        ram = (planner.machine.cpu.memory_bytes or 0) + extra
-        if _fits(planner, ram=ram):
-            return extra
-        extra += max(1 << 28, extra // 20)
-    return extra
+def _enough_ram(planner: Planner, least: int, unlimited: Plan) -> int:
+    """RAM that a plan was found with: ``least`` if that does, else what the plan without limit takes."""
+    ram = _as_said(least)
+    if _tried(planner, _with_ram(planner.machine, ram)) is not None:
+        return ram
+    host = next(one for one in unlimited.memory if one.device == devices.CPU)
+    return _as_said(host.used + host.margin)
+
+
+def _as_said(n_bytes: int) -> int:
+    """The least size that is no less when it is read as it is written, with few digits."""
+    larger = (n_bytes + more * n_bytes // 1000 for more in itertools.count())
+    return next(said for said in (parse_bytes(format_bytes(size)) for size in larger) if said >= n_bytes)
 
 
 def _longest_context(planner: Planner) -> int | None:
@@ -117,21 +131,25 @@ def _quantization(planner: Planner, missing: int) -> Iterator[str]:
             return
 
 
-def _fits(planner: Planner, *, ram: int | None = None, **changes: object) -> bool:
-    """Whether a plan is found with some wishes changed, or more RAM; no further refusal is worked out."""
+def _fits(planner: Planner, **changes: object) -> bool:
+    """Whether a plan is found with some wishes changed."""
+    return _tried(planner, planner.machine, **changes) is not None
+
+
+def _tried(planner: Planner, machine: Machine, **changes: object) -> Plan | None:
+    """A plan for another machine or with some wishes changed, if there is one; no further refusal is worked out."""
     asked = planner.wishes
     smallest = {"ubatch": asked.ubatches[0], "op_offload": asked.op_offload or False, **changes}
     wishes = replace(asked, **smallest)  # type: ignore[arg-type]  # the callers above name fields
-    machine = planner.machine
-    if ram is not None:
-        machine = replace(machine, cpu=replace(machine.cpu, memory_bytes=ram))
-
     tried = planner.trial(machine=machine, wishes=wishes)
     parts = cut(planner.opened.placement, wishes.context(wishes.ubatches[0]), planner.opened.resolution.tree)
     if missing_bytes(tried, parts) > 0:
-        return False
+        return None
     try:
-        tried.plan()
+        return tried.plan()
     except KtllamaError:
-        return False
-    return True
+        return None
+
+
+def _with_ram(machine: Machine, n_bytes: int | None) -> Machine:
+    return replace(machine, cpu=replace(machine.cpu, memory_bytes=n_bytes))

@@ -10,10 +10,12 @@ import os
 import re
 import selectors
 import subprocess
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import IO
 
 from ktllama.errors import LlamaCppError
 from ktllama.runtime import child_process
@@ -40,6 +42,7 @@ class StandInServer:
         self._n_threads = n_threads or os.cpu_count() or 1
         self._process: subprocess.Popen[bytes] | None = None
         self._endpoint = ""
+        self._reader: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the worker."""
@@ -70,6 +73,7 @@ class StandInServer:
                 found = _ENDPOINT.search(output)
                 if output.endswith(_READY) and found:
                     self._endpoint = found[1].decode()
+                    self._drain()
             if self._endpoint and self._endpoint not in avoid:
                 break
             self.stop()
@@ -98,7 +102,19 @@ class StandInServer:
             process.kill()
             process.wait()
         finally:
+            if self._reader is not None:
+                self._reader.join(
+                    _STOP_SECONDS
+                )  # the pipe ends with the worker, and may not be closed under the reader
+                self._reader = None
             process.stdout.close()
+
+    def _drain(self) -> None:
+        """Read what the worker goes on to say, a few lines a model: it would stop for good at a pipe that is full."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=_read_to_end, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
 
     def __enter__(self) -> StandInServer:
         if self._process is None:
@@ -127,6 +143,11 @@ class StandInServer:
                 if _READY in output:
                     return output[: output.index(_READY) + len(_READY)]
         return output
+
+
+def _read_to_end(pipe: IO[bytes]) -> None:
+    while os.read(pipe.fileno(), 65536):
+        pass
 
 
 def register(library: Library, endpoint: str) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 import itertools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from ktllama.planner.cost import Assignment, host_read_bytes, memory_bytes, n_crossings, token_seconds
 from ktllama.planner.machine import Machine, Processor
-from ktllama.planner.optimise import Problem, optimise
+from ktllama.planner.optimise import least_seconds, optimise, solve
+from ktllama.planner.options import Problem
 from ktllama.planner.parts import Layer, ModelParts, Part
 
 CPU = Processor(name="cpu", memory_bytes=None, bandwidth=50.0, default_flops=1e12)
@@ -29,10 +31,14 @@ def layer(index: int, core: int, matrices: list[Part], kv: int = 0, device: str 
 
 
 def all_assignments(problem: Problem) -> Iterator[Assignment]:
-    """Every assignment whose layers are contiguous by device, the host first, in every order of the GPUs."""
+    """Every assignment whose layers are contiguous by device, the host first, in every order of the GPUs that begins
+    as the problem wants it."""
     names = [one.name for one in problem.machine.gpus]
-    outputs = [problem.model.output.device] if problem.model.output.device else ["cpu", *names]
+    fixed = problem.model.output.device or problem.output
+    outputs = [fixed] if fixed else ["cpu", *names]
     for order in itertools.permutations(names):
+        if order[: len(problem.order)] != problem.order:
+            continue
         runs = ["cpu", *order]
         for way in itertools.combinations_with_replacement(range(len(runs)), len(problem.model.layers)):
             choices = []
@@ -65,14 +71,14 @@ def memory_bytes_of_fixed(model: ModelParts) -> dict[str, int]:
     return used
 
 
-def random_problem(chance: random.Random) -> Problem:
+def random_problem(chance: random.Random, *, n_gpus: int | None = None, most_layers: int = 4) -> Problem:
     def size(most: int) -> int:
         return chance.randrange(1, most)
 
     def device(names: list[str]) -> str | None:
         return chance.choice(names) if chance.random() < 0.15 else None
 
-    gpus = tuple(gpu(i, 0, chance.choice([500.0, 900.0])) for i in range(chance.randrange(1, 3)))
+    gpus = tuple(gpu(i, 0, chance.choice([500.0, 900.0])) for i in range(n_gpus or chance.randrange(1, 3)))
     names = ["cpu", *(one.name for one in gpus)]
     layers = tuple(
         layer(
@@ -82,7 +88,7 @@ def random_problem(chance: random.Random) -> Problem:
             kv=chance.randrange(0, 20),
             device=device(names),
         )
-        for index in range(chance.randrange(1, 5))
+        for index in range(chance.randrange(1, most_layers + 1))
     )
     model = ModelParts(layers=layers, output=part(size(50), device=device(names)))
     machine = Machine(cpu=CPU, gpus=gpus, crossing_seconds=chance.choice([0.0, 0.05, 0.5]))
@@ -99,6 +105,32 @@ def test_no_assignment_of_a_small_model_is_faster(seed: int) -> None:
         token_seconds(problem.model, one, problem.machine) for one in all_assignments(problem) if fits(problem, one)
     )
     assert token_seconds(problem.model, found, problem.machine) <= best * 1.002
+    assert bound_of_tokens(problem) <= best * 1.002
+
+
+def bound_of_tokens(problem: Problem) -> float:
+    """The bound of layers and output, for whole tokens: what random problems fix is in their layers."""
+    assert not problem.model.fixed
+    return least_seconds(problem)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_an_order_and_a_place_of_the_output_that_are_given_are_kept(seed: int) -> None:
+    chance = random.Random(seed)
+    problem = random_problem(chance, n_gpus=3, most_layers=3)
+    names = [one.name for one in problem.machine.gpus]
+    order = tuple(chance.sample(names, chance.randrange(1, 4)))
+    output = problem.model.output.device or chance.choice(["cpu", *names])
+    given = replace(problem, order=order, output=output)
+    possible = [one for one in all_assignments(given) if fits(given, one)]
+    if not possible:
+        assert solve(given) is None
+        return
+    found = optimise(given)
+    assert fits(given, found)
+    assert found.output == output
+    best = min(token_seconds(given.model, one, given.machine) for one in possible)
+    assert token_seconds(given.model, found, given.machine) <= best * 1.002
 
 
 def test_the_matrices_of_a_layer_stay_together_where_splitting_gains_nothing() -> None:

@@ -45,6 +45,15 @@ def test_a_server_serves_on_the_loopback_interface_and_stops() -> None:
         socket.create_connection((host, int(port)), timeout=5)
 
 
+def test_a_server_serves_however_much_it_has_to_say() -> None:
+    with serving(1) as endpoint:
+        host, _, port = endpoint.rpartition(":")
+        for _ in range(1500):  # some 50 bytes each: more than a pipe holds
+            with socket.create_connection((host, int(port)), timeout=20) as client:
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(1) == b""  # it saw the end and closed
+
+
 def test_its_devices_are_gpus_of_this_process_until_it_stops() -> None:
     loaded = library.load()
     before = [device.name for device in available(loaded)]
