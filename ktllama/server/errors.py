@@ -39,6 +39,8 @@ _CODES = {
 }
 # What the engine calls by its own name: the field of a request that it came from.
 _FIELDS = {"json_schema": "response_format.json_schema.schema"}
+# Codes that say it better to callers than the engine's own.
+_FAILURE_CODES = {"loading": "model_loading"}
 RETRY_SECONDS = 2
 
 
@@ -92,7 +94,7 @@ def from_failed(failed: Failed) -> ApiError:
         status,
         message,
         param=_FIELDS.get(field, field) if isinstance(field, str) else None,
-        code=failed.code,
+        code=_FAILURE_CODES.get(failed.code, failed.code),
         retry_after=retry_after,
     )
 

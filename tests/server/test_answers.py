@@ -8,11 +8,15 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
+from ktllama.engine.client import EngineClient
+from ktllama.engine.launch import Launch
 from ktllama.engine.messages import Accepted, Failed, Generate
+from ktllama.server.app import create_app
 from ktllama.server.protocol.answers import ChatCompletion, ErrorAnswer
 from ktllama.server.running import Answer
-from ktllama.server.state import EndpointSettings
+from ktllama.server.state import EndpointSettings, ServerState
 from tests.server.recording import RecordingClient, ask, events
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
@@ -240,6 +244,18 @@ def test_without_a_model_the_server_says_why(state: Any, status: int, code: str)
 
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert int(response.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
+def test_what_is_asked_of_the_engine_at_once_waits_for_the_model_too(path: str) -> None:
+    client = EngineClient(Launch(executor="none:none"))
+    client.state = "loading"
+    app = create_app(ServerState(client=client))
+    body = {"content": "a"} if path == "/tokenize" else {"tokens": [1]}
+    response = TestClient(app).post(path, json=body)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
+    assert response.headers["retry-after"] == "5"
 
 
 def test_a_lenient_server_names_what_it_ignored() -> None:
