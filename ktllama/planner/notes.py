@@ -17,14 +17,15 @@ from ktllama.units import format_bytes
 #: ``ggml_repack_get_optimal_repack_type``: Q4_0, Q4_K, IQ4_NL and MXFP4 with AVX2, Q2_K with AVX512).
 _FASTER = {"Q4_1": "Q4_0", "IQ4_XS": "IQ4_NL", "NVFP4": "MXFP4", "IQ2_S": "Q2_K"}
 _WORTH_A_NOTE = 0.1
+_WORTH_CHANGING = 1.2
 
 
 def notes(translation: Translation, memory: tuple[DeviceMemory, ...], machine: Machine) -> tuple[str, ...]:
     """One sentence a note."""
-    return (*_slow_types(translation), *_unused(memory), *_host_memory(memory, machine))
+    return (*_slow_types(translation, machine), *_unused(memory), *_host_memory(memory, machine))
 
 
-def _slow_types(translation: Translation) -> Iterator[str]:
+def _slow_types(translation: Translation, machine: Machine) -> Iterator[str]:
     """Types on the host that llama.cpp multiplies with slowly, where another of the size is fast."""
     tensors = {tensor.name: tensor for tensor in translation.model.tensors}
     on_host: Counter[str] = Counter()
@@ -38,6 +39,10 @@ def _slow_types(translation: Translation) -> Iterator[str]:
             continue
         size = _bits(faster) / _bits(name) - 1
         gain = HOST_SHARES[faster] / HOST_SHARES.get(name, OTHER_HOST_SHARE)
+        if {faster, name} <= machine.cpu.read_seconds.keys():  # measured here
+            gain = machine.cpu.flops_of(faster) / machine.cpu.flops_of(name)
+        if gain < _WORTH_CHANGING:
+            continue
         difference = "the same size" if abs(size) < 0.005 else f"{abs(size):.0%} {'larger' if size > 0 else 'smaller'}"
         yield (
             f"{format_bytes(n_bytes)} on the host are {name}, for which llama.cpp has no repacked kernels on x86; "
