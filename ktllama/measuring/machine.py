@@ -66,7 +66,7 @@ def measured_machine(
     if not host.matrices:
         return machine
     names = llama_names or {}
-    of_gpus = {gpu.name: speeds.of(names.get(gpu.name, gpu.name), n_threads) for gpu in machine.gpus}
+    of_gpus = {gpu.name: speeds.of_gpu(names.get(gpu.name, gpu.name), n_threads) for gpu in machine.gpus}
     links = [one.copy for one in of_gpus.values() if one.copy]
     crossings = [one.crossing for one in of_gpus.values() if one.crossing is not None]
     return replace(

@@ -72,7 +72,8 @@ def _missing(wanted: Wanted, known: Speeds, session: OpTimingSession, folder: Pa
     for device in wanted.devices:
         for n_threads in wanted.threads:
             found = known.of(device, n_threads)
-            if device != STAND_IN:  # it computes with the host's kernels: only its overheads are its own
+            # a stand-in computes with the host's kernels, and a GPU with the same ones however many threads drive it
+            if device == CPU or (device != STAND_IN and n_threads == wanted.threads[0]):
                 yield from _operations(wanted, found, session, device, n_threads)
             yield from _overheads(wanted, found, folder, device, n_threads)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ktllama.runtime.op_timing import MatrixTimes
@@ -51,8 +51,15 @@ class Speeds:
     devices: Mapping[tuple[str, int], DeviceSpeeds] = field(default_factory=dict)
 
     def of(self, device: str, n_threads: int) -> DeviceSpeeds:
-        """What is known of a device; nothing where it was not measured."""
+        """What was measured of a device with so many threads; nothing where it was not."""
         return self.devices.get((device, n_threads), DeviceSpeeds())
+
+    def of_gpu(self, device: str, n_threads: int) -> DeviceSpeeds:
+        """What is known of a GPU: its operations do not depend on the threads, so they may be of another number."""
+        found = self.of(device, n_threads)
+        others = [self.of(device, number) for number in self.threads_of(device)]
+        full = next((one for one in others if one.matrices), found)
+        return replace(found, matrices=full.matrices, attention=full.attention, copy=full.copy)
 
     def with_device(self, device: str, n_threads: int, speeds: DeviceSpeeds) -> Speeds:
         """These, and what was measured of one device."""

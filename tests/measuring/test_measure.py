@@ -106,6 +106,18 @@ def test_a_stand_in_has_the_hosts_plain_kernels_and_overheads_of_its_own() -> No
     assert plain.cpu.read_seconds == {"Q8_0": 3e-9}
 
 
+def test_a_gpu_computes_alike_however_many_threads_drive_it() -> None:
+    overheads = {"mla-moe": Overheads(node=4e-6, token=3e-4, layer=0.0)}
+    full = DeviceSpeeds(matrices={"Q8_0": {"CUDA0": times(1e-12)}}, copy=2e10, crossing=1e-5, overheads=overheads)
+    fewer = DeviceSpeeds(crossing=2e-5, overheads=overheads)
+    speeds = Speeds(devices={("CPU", 1): host(2e-9, 1e-7), ("CUDA0", 2): full, ("CUDA0", 1): fewer})
+    found = measured_machine(
+        hardware.machine({"cuda:0": 1 << 30}, None), speeds, MOE, 1, llama_names={"cuda:0": "CUDA0"}
+    )
+    assert found.gpus[0].read_seconds == {"Q8_0": 1e-12}
+    assert (found.crossing_seconds, found.link_bandwidth) == (2e-5, 2e10)
+
+
 def test_threads_are_chosen_by_what_they_cost_the_whole_model() -> None:
     # twice the threads read twice as fast, and each node waits ten times as long
     speeds = Speeds(devices={("CPU", 1): host(2e-9, 1e-7), ("CPU", 2): host(1e-9, 1e-6)})
