@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 from ktllama import devices
 from ktllama.explaining.kinds import row_of
-from ktllama.model.model_file import TOKEN_EMBEDDING, Tensor
+from ktllama.model.model_file import TOKEN_EMBEDDING, ModelFile, Tensor
 from ktllama.model.tensor_types import TENSOR_TYPES, padded
 from ktllama.placing.ir import Placement
 from ktllama.placing.place import PER_LAYER_TENSORS
+from ktllama.runtime.dry_run import DryRun
 
 _HOST_ALIGNMENT = 32  # TENSOR_ALIGNMENT in ggml/src/ggml-impl.h
 _GPU_ALIGNMENT = 128  # ggml_backend_cuda_buffer_type_get_alignment; others align to as much or less
+_F32_BYTES = 4
 _GPU_ROW_VALUES = 512  # MATRIX_ROW_PADDING
 
 #: What weights are called in a plan, by the row in which ``explain`` draws them.
@@ -130,3 +132,22 @@ def streamed_bytes(placement: Placement) -> int:
         ),
         default=0,
     )
+
+
+def handover_bytes(done: DryRun, model: ModelFile, n_ubatch: int) -> dict[str, int]:
+    """What a dry run counts too much on devices that take over from another, by the settings' names of devices.
+
+    llama.cpp's builder puts the first norm of a layer on the layer's device; the dry run resets that
+    (``ggml_backend_sched_reserve_size`` in ``ggml/src/ggml-backend.cpp``), so besides the activations their norm is
+    handed over too. With pipeline parallelism inputs are kept, in copies, so they are too much to the byte; without it
+    they are freed, and what remains of the difference is not known.
+    """
+    if done.log.sched_copies < 2:
+        return {}
+    each = done.log.sched_copies * n_ubatch * model.integer("embedding_length") * _F32_BYTES
+    found: dict[str, int] = {}
+    for layer in sorted(done.layers)[1:-1]:  # the last is the output
+        device = done.layers[layer]
+        if device != done.layers[layer - 1]:
+            found[device] = found.get(device, 0) + each
+    return {device: n_bytes for device, n_bytes in found.items() if n_bytes < done.compute_bytes.get(device, 0)}

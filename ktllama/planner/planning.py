@@ -22,7 +22,7 @@ from ktllama.planner.cost import Assignment, memory_bytes, token_seconds
 from ktllama.planner.errors import PlanError
 from ktllama.planner.fill import fill, first_gpu
 from ktllama.planner.machine import Machine
-from ktllama.planner.memory import DeviceMemory, padding_bytes, streamed_bytes, weight_bytes
+from ktllama.planner.memory import DeviceMemory, handover_bytes, padding_bytes, streamed_bytes, weight_bytes
 from ktllama.planner.opening import open_rules, sparse_file
 from ktllama.planner.parts import ModelParts, cut, with_nodes
 from ktllama.planner.plain_overrides import plain
@@ -110,6 +110,7 @@ class Proposal:
     placement: Placement
     lowering: Lowering
     done: DryRun
+    n_ubatch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +218,7 @@ class Planner:
         made = self.session.run_contexts(self.path, settings, [self.wishes.context(size) for size in sizes])
         self.rounds += 1
         found: dict[int, Buffers] = {
-            size: self._compute(done) for size, done in zip(sizes, made, strict=True) if isinstance(done, DryRun)
+            size: self._compute(done, size) for size, done in zip(sizes, made, strict=True) if isinstance(done, DryRun)
         }
         refused = [done for done in made if isinstance(done, LlamaCppError)]
         if not found:
@@ -303,7 +304,7 @@ class Planner:
             over = {one.device: -one.free for one in memory if one.free is not None and not one.fits}
             if not over:
                 return proposal, memory
-            said = self._reserve(self._compute(proposal.done))
+            said = self._reserve(self._compute(proposal.done, context.n_ubatch))
             reserve = raised(reserve, said, memory_bytes(parts, assignment), over, self.machine)
             fixed_part.check_budgets(self.opened, parts, self.machine, reserve)
             # buffers depend on who is last and has the output, so that stays: else it moves away from each raise
@@ -321,7 +322,9 @@ class Planner:
         placement, lowering = self._lowered(parts, assignment, streams=streams)
         done = self.session.run(self.path, self._plain(lowering), context)
         self.rounds += 1
-        return Proposal(assignment=assignment, placement=placement, lowering=lowering, done=done)
+        return Proposal(
+            assignment=assignment, placement=placement, lowering=lowering, done=done, n_ubatch=context.n_ubatch
+        )
 
     def _filled(self, parts: ModelParts, assignment: Assignment, *, streams: bool) -> Placement:
         placement = fill(self.opened.placement, parts, assignment, stream_to=None)
@@ -340,9 +343,12 @@ class Planner:
 
     # --- Memory
 
-    def _compute(self, done: DryRun) -> dict[str, int]:
+    def _compute(self, done: DryRun, n_ubatch: int) -> dict[str, int]:
         """llama.cpp's compute buffers by rule device."""
-        return {self.rule_names[name]: n_bytes for name, n_bytes in done.compute_bytes.items()}
+        made = {self.rule_names[name]: n_bytes for name, n_bytes in done.compute_bytes.items()}
+        for name, n_bytes in handover_bytes(done, self.opened.model, n_ubatch).items():
+            made[self.rule_names[name]] -= n_bytes
+        return made
 
     def _reserve(self, compute: Buffers, streamed: int = 0) -> Reserve:
         """What is not for tensors and caches; ``streamed`` bytes are copied to the GPU that streams.
@@ -358,7 +364,7 @@ class Planner:
         return Reserve(by_device=by_device)
 
     def _memory(self, parts: ModelParts, proposal: Proposal) -> tuple[DeviceMemory, ...]:
-        weights, compute = weight_bytes(proposal.placement), self._compute(proposal.done)
+        weights, compute = weight_bytes(proposal.placement), self._compute(proposal.done, proposal.n_ubatch)
         kv: dict[str, int] = {}
         sizes = {layer.index: layer.kv_bytes for layer in parts.layers}
         for layer, name in {**proposal.done.kv, **proposal.done.recurrent}.items():

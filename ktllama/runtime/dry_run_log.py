@@ -46,7 +46,8 @@ class LoadLog:
     ``recurrent`` every layer that has a recurrent state, all of which together take ``state_bytes``.
     ``asked`` holds the tensors that llama.cpp looked for, in order and with repeats (some do not exist); ``unused``
     those it found and left on disk. Sizes are by buffer type, in the order printed, in bytes as far
-    as two decimals of a MiB say. ``graph_splits`` and ``graph_nodes`` are (prefill, decode).
+    as two decimals of a MiB say. ``graph_splits`` and ``graph_nodes`` are (prefill, decode),
+    ``sched_copies`` how many copies of its inputs every device keeps: more than one with pipeline parallelism.
     """
 
     devices: tuple[str, ...] = ()
@@ -64,6 +65,7 @@ class LoadLog:
     compute_bytes: Mapping[str, int] = field(default_factory=dict)
     graph_splits: tuple[int, int] | None = None
     graph_nodes: tuple[int, int] | None = None
+    sched_copies: int = 1
     flash_attention: bool | None = None
     load_mode: str | None = None
     warnings: tuple[str, ...] = ()
@@ -106,6 +108,7 @@ class _Reader:
         self.compute_bytes: dict[str, int] = {}
         self.graph_splits: tuple[int, int] | None = None
         self.graph_nodes: tuple[int, int] | None = None
+        self.sched_copies = 1
         self.flash_attention: bool | None = None
         self.load_mode: str | None = None
         self.warnings: list[str] = []
@@ -134,6 +137,7 @@ class _Reader:
             compute_bytes=self.compute_bytes,
             graph_splits=self.graph_splits,
             graph_nodes=self.graph_nodes,
+            sched_copies=self.sched_copies,
             flash_attention=self.flash_attention,
             load_mode=self.load_mode,
             warnings=tuple(self.warnings),
@@ -193,6 +197,9 @@ class _Reader:
         self.graph_splits = (prefill, int(found["decode"] or prefill))
         nodes = int(found["prefill_nodes"])
         self.graph_nodes = (nodes, int(found["decode_nodes"] or nodes))
+
+    def take_copies(self, found: re.Match[str]) -> None:
+        self.sched_copies = int(found["copies"])
 
     def take_flash_attention(self, found: re.Match[str]) -> None:
         self.flash_attention = found["state"] == "enabled"
@@ -286,6 +293,11 @@ _LINES: tuple[tuple[str, re.Pattern[str], Callable[[_Reader, re.Match[str]], Non
             r"splits = (?P<prefill>\d+)(?: / (?P<decode>\d+))?, .*"
         ),
         _Reader.take_graph,
+    ),
+    (
+        ", sched copies = ",
+        re.compile(r"sched_reserve: reserve took [0-9.]+ ms, sched copies = (?P<copies>\d+)"),
+        _Reader.take_copies,
     ),
     (
         ": Flash Attention ",

@@ -53,6 +53,7 @@ RECORDED = [
         "sched_reserve: graph (pp bs=512, tg bs=1): nodes = 937, splits = 7 / 11, input objects = 5, "
         "input tensors = 152",
     ),
+    (INFO, "sched_reserve: reserve took 8.00 ms, sched copies = 4"),
     (ERROR, "something went wrong"),
 ]
 
@@ -86,6 +87,7 @@ def test_every_kind_of_line_is_read() -> None:
         compute_bytes={"RPC0[127.0.0.1:43741]": round(97.12 * MIB), "CPU": round(12.89 * MIB)},
         graph_splits=(7, 11),
         graph_nodes=(937, 937),
+        sched_copies=4,
         flash_attention=True,
         load_mode="none",
         warnings=("model has unused tensor blk.4.attn_norm.weight (size = 256 bytes) -- ignoring",),
