@@ -10,7 +10,7 @@ from ktllama.measuring.speeds import DeviceSpeeds, Kind, Overheads, Speeds
 from ktllama.model.kv_cache import is_mla
 from ktllama.model.model_file import TOKEN_EMBEDDING, ModelFile
 from ktllama.planner.machine import Machine, Processor
-from ktllama.runtime.op_timing import MatrixTimes
+from ktllama.runtime.op_timing import HEADS, MatrixTimes
 
 #: llama.cpp's name for host buffers whose weights were repacked for faster kernels.
 _REPACKED = "CPU_REPACK"
@@ -71,9 +71,9 @@ def measured_machine(
     crossings = [one.crossing for one in of_gpus.values() if one.crossing is not None]
     return replace(
         machine,
-        cpu=_measured(machine.cpu, host, kind, kv_type, repacks=repacks),
+        cpu=_measured(machine.cpu, host, model, kv_type, repacks=repacks),
         gpus=tuple(
-            _measured(gpu, of_gpus[gpu.name], kind, kv_type, repacks=False, kernels_of=host) for gpu in machine.gpus
+            _measured(gpu, of_gpus[gpu.name], model, kv_type, repacks=False, kernels_of=host) for gpu in machine.gpus
         ),
         link_bandwidth=min(links, default=machine.link_bandwidth),
         crossing_seconds=max(crossings, default=machine.crossing_seconds),
@@ -85,7 +85,7 @@ def measured_machine(
 def _measured(
     processor: Processor,
     found: DeviceSpeeds,
-    kind: Kind,
+    model: ModelFile,
     kv_type: str,
     *,
     repacks: bool,
@@ -97,7 +97,7 @@ def _measured(
     if not found.matrices:
         return processor
     used = {name: _kernel(by_buffer, repacks=repacks) for name, by_buffer in found.matrices.items() if by_buffer}
-    overheads = found.overheads.get(kind) or next(
+    overheads = found.overheads.get(kind_of(model)) or next(
         iter(found.overheads.values()), Overheads(node=0.0, token=0.0, layer=0.0)
     )
     # what reads fastest is nearest to what the memory gives; of types that were not measured it is the bound
@@ -108,9 +108,24 @@ def _measured(
         flops={name: times.prefill_flops for name, times in used.items()},
         read_seconds={name: times.decode for name, times in used.items()},
         expert_seconds={name: times.experts or times.decode for name, times in used.items()},
-        attention_seconds=found.attention.get(f"{kv_type} {ATTENTION[kind]}", 0.0),
+        attention_seconds=_attention_seconds(found, model, kv_type),
         node_seconds=overheads.node,
     )
+
+
+def _attention_seconds(found: DeviceSpeeds, model: ModelFile, kv_type: str) -> float:
+    """Seconds an operation with heads of the model's size: a head's time is taken to be linear in its values."""
+    known = {
+        sum(HEADS[name][2:]): seconds
+        for name in ATTENTION[kind_of(model)]
+        if (seconds := found.attention.get(f"{kv_type} {name}")) is not None
+    }
+    if len(known) < 2:
+        return next(iter(known.values()), 0.0)
+    (few, slow), (many, fast) = sorted(known.items())[:: len(known) - 1]
+    of_head = max(0.0, (slow - fast) / (1 / few - 1 / many))  # seconds a head and token, beside its values
+    n_values = model.integer("attention.key_length") + model.integer("attention.value_length")
+    return max(0.0, fast - of_head / many) + of_head / (n_values or many)
 
 
 def _kernel(by_buffer: Mapping[str, MatrixTimes], *, repacks: bool) -> MatrixTimes:

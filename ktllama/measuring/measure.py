@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,12 @@ CPU = "CPU"
 #: What stands in is asked for by a name that no machine has.
 _STAND_IN_DEVICE = "CUDA0"
 
-#: Kinds of attention, after the kind of model.
-ATTENTION = {"mla-moe": "mla", "gqa-moe": "gqa", "dense": "gqa"}
+#: What is measured of attention (:data:`ktllama.runtime.op_timing.HEADS`), after the kind of model.
+ATTENTION: Mapping[Kind, tuple[str, ...]] = {
+    "mla-moe": ("mla",),
+    "gqa-moe": ("gqa", "gqa-64"),
+    "dense": ("gqa", "gqa-64"),
+}
 
 Keep = Callable[[Speeds], None]
 Progress = Callable[[str, int, int], None]
@@ -95,8 +99,8 @@ def _operations(
     for name in wanted.types:
         if name not in found.matrices:
             yield _Step(f"{name} on {on}", device, n_threads, lambda before, name=name: matrix(before, name))  # type: ignore[misc]
-    keys = (f"{kv_type} {kind}" for kv_type in wanted.kv_types for kind in {ATTENTION[kind] for kind in wanted.kinds})
-    for key in sorted(keys):
+    heads = {name for kind in wanted.kinds for name in ATTENTION[kind]}
+    for key in sorted(f"{kv_type} {name}" for kv_type in wanted.kv_types for name in heads):
         if key not in found.attention:
             yield _Step(f"attention, {key}, on {on}", device, n_threads, lambda before, key=key: attention(before, key))  # type: ignore[misc]
     if device != CPU and found.copy is None:

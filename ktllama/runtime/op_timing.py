@@ -25,8 +25,9 @@ _RUNS, _SLOW_RUNS = 7, 3
 _COPIED_ROWS = 4096
 _KV_TOKENS = 4096
 
-#: Queries, query heads, KV heads, values of a key and of a value: grouped queries, and MLA's one latent head.
-_HEADS = {"gqa": (16, 4, 128, 128), "mla": (16, 1, 576, 512)}
+#: Query heads, KV heads, values of a key and of a value: grouped queries with heads of two sizes, since a head costs
+#: something whatever its size, and MLA's one latent head.
+HEADS = {"gqa": (16, 4, 128, 128), "gqa-64": (16, 4, 64, 64), "mla": (16, 1, 576, 512)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ def time_matrices(device: Device, type_name: str) -> list[MatrixTimes]:
 
 def time_attention(device: Device, type_name: str, kind: str) -> float | None:
     """Seconds an operation (multiply or add) of one token's attention over a long KV cache; None without a kernel."""
-    heads, kv_heads, key, value = _HEADS[kind]
+    heads, kv_heads, key, value = HEADS[kind]
 
     def build(graph: Graph) -> None:
         for _ in range(2):

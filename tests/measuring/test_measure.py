@@ -42,9 +42,10 @@ def test_only_what_is_not_known_is_measured_and_kept_at_once(monkeypatch: pytest
     steps: list[str] = []
     found = measure(wanted, known, kept.append, lambda name, number, n: steps.append(f"{number}/{n} {name}"))
     assert steps == [
-        "0/3 Q8_0 on CPU with 1 threads",
-        "1/3 attention, f16 gqa, on CPU with 1 threads",
-        "2/3 small dense models on CPU with 1 threads",
+        "0/4 Q8_0 on CPU with 1 threads",
+        "1/4 attention, f16 gqa, on CPU with 1 threads",
+        "2/4 attention, f16 gqa-64, on CPU with 1 threads",
+        "3/4 small dense models on CPU with 1 threads",
     ]
     one = found.of("CPU", 1)
     assert kept[-1] == found
@@ -54,7 +55,7 @@ def test_only_what_is_not_known_is_measured_and_kept_at_once(monkeypatch: pytest
     assert 0 < one.attention["f16 gqa"] < 1e-5
     assert one.overheads["dense"].token >= 0 <= one.overheads["dense"].node
     assert measure(wanted, found, kept.append) == found
-    assert len(kept) == 3  # nothing was measured again
+    assert len(kept) == 4  # nothing was measured again
 
 
 def test_a_cache_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -89,6 +90,16 @@ def test_measured_speeds_replace_assumed_ones() -> None:
     assert found.cpu.expert_seconds["Q8_0"] == 2e-9
     assert found.cpu.flops_of("Q8_0") == 1e10
     assert measured_machine(assumed, speeds, MOE, 3) == assumed  # so many threads were not measured
+
+
+@pytest.mark.parametrize(("head", "seconds"), [(64, 3e-10), (128, 2e-10), (256, 1.5e-10)])
+def test_a_head_costs_something_whatever_its_size(head: int, seconds: float) -> None:
+    # of 128 values a head takes 1e-10 × 128 for them and 256e-10 besides
+    attention = {"f16 gqa-64": 3e-10, "f16 gqa": 2e-10}
+    one = replace(host(1e-9, 1e-6), attention=attention)
+    model = sample(Shape(architecture="qwen3moe", n_layers=1, n_embd=256, head=head, n_experts=4))
+    found = measured_machine(hardware.machine({}, None), Speeds(devices={("CPU", 1): one}), model, 1)
+    assert found.cpu.attention_seconds == pytest.approx(seconds)
 
 
 def test_a_stand_in_has_the_hosts_plain_kernels_and_overheads_of_its_own() -> None:
