@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from ktllama.errors import DeviceError, LlamaCppError
+from ktllama.errors import DeviceError, LlamaCppError, ModelFileError
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.dry_run_child import settings_from_json
 from ktllama.runtime.load import LoadedModel, load
@@ -30,6 +30,8 @@ def main() -> int:
     with reply_to:
         try:
             _serve(json.loads(sys.stdin.readline()), reply_to)
+        except ModelFileError as error:
+            _reply(reply_to, {"error": "file", "path": error.path, "reason": error.reason, "offset": error.offset})
         except DeviceError as error:
             _reply(reply_to, {"error": "device", "reason": error.reason})
         except LlamaCppError as error:

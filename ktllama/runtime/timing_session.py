@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ktllama.errors import DeviceError, LlamaCppError
+from ktllama.errors import DeviceError, LlamaCppError, ModelFileError
 from ktllama.lower.settings import LlamaSettings
 from ktllama.runtime.child_session import ChildSession
 from ktllama.runtime.context_options import ContextOptions
@@ -42,6 +42,7 @@ class TimingSession(ChildSession):
 
     Raises:
         LlamaCppError: when llama.cpp is missing, refuses the model or the context, or dies; ``log`` has its last words.
+        ModelFileError: when the file cannot be read, or llama.cpp would abort over it.
         DeviceError: when a device is missing and ``stand_ins`` is False, or the user chose it (``explicit_devices``).
     """
 
@@ -88,6 +89,8 @@ class TimingSession(ChildSession):
         self._send(message)
         reply = self._receive()
         kind = reply.get("error")
+        if kind == "file":
+            raise ModelFileError(reply["path"], reply["reason"], offset=reply["offset"])
         if kind == "device":
             raise DeviceError(reply["reason"])
         if kind is not None:

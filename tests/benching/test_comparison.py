@@ -8,7 +8,7 @@ import pytest
 
 from ktllama.benching import comparison
 from ktllama.benching.comparison import Contender, Workload, compare
-from ktllama.errors import DeviceError, LlamaCppError
+from ktllama.errors import DeviceError, LlamaCppError, ModelFileError
 from ktllama.lower.settings import LlamaSettings
 from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.timing_session import TimingSession
@@ -71,12 +71,18 @@ def test_what_llama_cpp_refuses_is_an_error_with_its_words(model: str) -> None:
         contender(model, settings=on_a_gpu).load(stand_ins=False)
 
 
-def test_an_abort_of_llama_cpp_is_an_error_too(tmp_path: Path) -> None:
-    # all groups are used: llama.cpp's graph fails an assertion
-    model = TinyDeepSeek(n_groups=2, n_groups_used=2).write(tmp_path / "aborts.gguf")
+def test_an_abort_of_llama_cpp_is_an_error_too(model: str) -> None:
+    # with the host itself 17 backends: one more than llama.cpp's scheduler takes (GGML_SCHED_MAX_BACKENDS)
+    settings = LlamaSettings(n_gpu_layers=5, devices=("CPU",) * 16, tensor_split=(*(1,) * 5, *(0,) * 11))
     with pytest.raises(LlamaCppError, match="SIGABRT") as raised:
-        contender(str(model)).load(stand_ins=False)
+        contender(model, settings=settings).load(stand_ins=False)
     assert "GGML_ASSERT" in "".join(raised.value.log)
+
+
+def test_a_file_over_which_llama_cpp_would_abort_is_refused_by_its_name(tmp_path: Path) -> None:
+    model = TinyDeepSeek(n_groups=2, n_groups_used=2).write(tmp_path / "aborts.gguf")
+    with pytest.raises(ModelFileError, match="expert_group_used_count"):
+        contender(str(model)).load(stand_ins=False)
 
 
 def test_a_measurement_leaves_the_depth_as_it_was(model: str) -> None:
