@@ -25,6 +25,7 @@ _LINE_BYTES = 4096
 _POLL_SECONDS = 0.005
 _LAST_WORDS_SECONDS = 0.2
 _LEVELS = {"INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR, "CRITICAL": logging.CRITICAL}
+_LARGE_PAGES = "glibc.malloc.hugetlb=1"
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "CUDA error", "Error", "error:", "failed")
 
 
@@ -175,4 +176,17 @@ def _environment(launch: Launch) -> dict[str, str]:
     """This process's environment with the launch's, in which the child finds the same `ktllama`."""
     package_root = str(Path(ktllama.__file__).resolve().parent.parent)
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **launch.env}
+    tunables = _tunables(os.environ.get("GLIBC_TUNABLES", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GLIBC_TUNABLES": tunables, **launch.env}
+
+
+def _tunables(given: str) -> str:
+    """glibc's settings of the process, with large pages for large allocations unless `given` says something of them.
+
+    llama.cpp's weights and KV cache are such allocations, and each token reads all of them: with pages of 4 KiB the
+    processor walks its page tables for it. glibc 2.35 and later know the setting, others ignore it; the kernel heeds it
+    where transparent huge pages are `madvise` (the usual) or `always`.
+    """
+    if _LARGE_PAGES.partition("=")[0] in given:
+        return given
+    return ":".join(filter(None, (given, _LARGE_PAGES)))

@@ -21,6 +21,7 @@ from ktllama.engine.client import EngineClient, State
 from ktllama.engine.errors import EngineFailedError, EngineRequestError
 from ktllama.engine.launch import Backoff, Launch
 from ktllama.engine.messages import Accepted, Emitted, Failed, Finished, Generate, Load, ModelInfo, Segment
+from ktllama.engine.supervisor import _environment
 from tests.engine.driver import ask
 
 T = TypeVar("T")
@@ -523,3 +524,15 @@ def test_an_engine_that_is_told_nonsense_ends() -> None:
         theirs.close()
         ours.sendall(wire.frame([Load(executor="tests.engine.fake_executor:open_fake")]) + b"\xff\xff\xff\xff")
         assert engine.wait(timeout=60) == 1
+
+
+def test_the_engine_gets_large_pages_unless_somebody_has_decided_about_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(executor="nobody:asks")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    seen = [_environment(launch)["GLIBC_TUNABLES"]]
+    for given in ("glibc.malloc.hugetlb=0", "glibc.malloc.check=1"):
+        monkeypatch.setenv("GLIBC_TUNABLES", given)
+        seen.append(_environment(launch)["GLIBC_TUNABLES"])
+    seen.append(_environment(Launch(executor="nobody:asks", env={"GLIBC_TUNABLES": ""}))["GLIBC_TUNABLES"])
+    expected = ["glibc.malloc.hugetlb=1", "glibc.malloc.hugetlb=0", "glibc.malloc.check=1:glibc.malloc.hugetlb=1", ""]
+    assert seen == expected
