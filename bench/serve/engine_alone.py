@@ -5,7 +5,8 @@
 
 Both compute the same prompts and the same number of tokens after them, with the same threads and context, in turns.
 Decode throughput is tokens a second of all sequences together from the moment when every prompt is computed.
-llama-batched-bench samples nothing; the engine does all that it does for a greedy request. The bar is 0.95 of it. The
+llama-batched-bench samples nothing; the engine does all that it does for a greedy request. The bar is 0.95 of it. To
+give this process the large pages that the engine process has, start it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1. The
 share is what scheduling and text take of a step. No run is begun that may not end within ``--limit`` seconds.
 """
 
@@ -83,12 +84,17 @@ def ours(executor: LlamaExecutor, n_parallel: int, seed: int) -> Speed:
     )
 
 
+def _usual_environment() -> dict[str, str]:
+    """Without the large pages that this process may have been started with, as the engine process is."""
+    return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+
+
 def theirs(tool: str, model: str, n_threads: int, limit: float) -> dict[int, float]:
     """llama-batched-bench's decode throughput by number of sequences."""
     words = [tool, "-m", model, "-c", str(_ctx(max(PARALLEL))), "-b", str(_UBATCH), "-ub", str(_UBATCH)]
     words += ["-npp", str(PROMPT_TOKENS), "-ntg", str(NEW_TOKENS), "-npl", ",".join(map(str, PARALLEL))]
     words += ["-t", str(n_threads), "-tb", str(n_threads), "-kvu", "--output-format", "jsonl"]
-    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=limit)
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=limit, env=_usual_environment())
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {row["pl"]: row["speed_tg"] for row in rows}
 
