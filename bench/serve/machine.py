@@ -13,4 +13,4 @@ def machine() -> str:
     name = names[0].partition(":")[2].strip() if names else platform.processor()
     gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores of {name}, {gib:.0f} GiB, {platform.system()} {platform.release()}, no GPU"
+    return f"{cores} cores of {name}, {gib:.0f} GiB, {platform.system()}, no GPU"

@@ -103,7 +103,7 @@ def main() -> None:
     if given.profile:
         profile = cProfile.Profile(time.process_time)
         step_seconds(16, profile)
-        pstats.Stats(profile).sort_stats("tottime").print_stats(15)
+        pstats.Stats(profile).strip_dirs().sort_stats("tottime").print_stats(15)
 
 
 if __name__ == "__main__":
