@@ -16,6 +16,8 @@ import argparse
 import asyncio
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -99,6 +101,7 @@ def main() -> None:
         kept_turns=arguments.kept_turns,
         request_seconds=arguments.request_seconds,
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped on the way out
     with ExitStack() as stack:
         servers = []
         for name in arguments.servers:
