@@ -414,6 +414,23 @@ def test_the_template_is_applied_as_for_the_answer() -> None:
     assert refusing.json()["error"]["param"] == "chat_template_kwargs.mood"
 
 
+def test_the_choice_of_a_tool_decides_what_is_offered_and_what_is_forced() -> None:
+    other = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
+    forms: dict[str, tuple[bool, bool, bool]] = {}  # offered in the prompt; either forced by the grammar
+    for choice in ("none", "auto", "required", {"type": "function", "function": {"name": "get_time"}}):
+        _, client = ask({"messages": [USER], "tools": [TOOL, other], "tool_choice": choice})
+        grammar = client.asked[0].grammar
+        name = choice if isinstance(choice, str) else "named"
+        forms[name] = "get_weather" in prompt_of(client.asked), "get_weather" in grammar, "get_time" in grammar
+
+    assert forms == {
+        "none": (False, False, False),
+        "auto": (True, False, False),
+        "required": (True, True, True),
+        "named": (True, False, True),
+    }
+
+
 def test_thinking_of_earlier_turns_is_dropped() -> None:
     earlier = {"role": "assistant", "content": "<think>a</think>b", "reasoning_content": "secret"}
     _, client = ask({"messages": [USER, earlier, USER]})
