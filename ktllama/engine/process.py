@@ -166,8 +166,9 @@ class StepLoop:
                     engine.step()
                     self._stepping.since = None
                 self._send()
-                engine.tidy()
-                if engine.draining and not engine.is_busy:
+                if engine.is_busy:
+                    engine.tidy()
+                elif engine.draining:
                     return
         finally:
             self._outbox.send(engine.take_events())
@@ -175,8 +176,11 @@ class StepLoop:
     def _waiting(self) -> Iterator[Work]:
         """What has come in; sleeps for it if there is nothing else to do."""
         if not self._engine.is_busy:
+            tidied = False
             while self._inbox.empty() and self._engine.tidy():
-                pass
+                tidied = True
+            if tidied:
+                self._outbox.send([self._engine.stats()])  # for some time nothing else would say that cells are free
             if self._inbox.empty():
                 integrity.check(self._engine)
                 yield self._inbox.get()

@@ -167,6 +167,8 @@ class _EngineState(Collector):
         cells.add_metric(("cached",), stats.cells_cached)
         cells.add_metric(("free",), stats.cells_total - stats.cells_running - stats.cells_cached)
         yield cells
+        text = "Main memory of cached prompts that were copied out of the context."
+        yield GaugeMetricFamily("ktllama_parked_bytes", text, stats.parked_bytes)
         for name, text, value in (
             ("steps", "Batches computed by this engine process.", stats.steps),
             ("step_seconds", "Time in those batches.", stats.step_seconds),

@@ -372,6 +372,17 @@ def test_a_reader_that_leaves_frees_its_cells() -> None:
     run(scenario())
 
 
+def test_an_idle_engine_has_said_where_its_cached_prompts_are() -> None:
+    async def scenario() -> None:
+        async with running(launch(parking_bytes=1000, end_chance=0)) as client:
+            await answer(client, ask("a", "a prompt that is parked", max_tokens=3))
+            while client.last_stats is None or client.last_stats.cells_cached or not client.last_stats.parked_bytes:
+                await asyncio.sleep(0.01)
+            assert (await client.stats()).parked_bytes == client.last_stats.parked_bytes
+
+    run(scenario())
+
+
 def test_a_reader_that_falls_behind_gets_all_in_fewer_pieces() -> None:
     async def scenario() -> None:
         async with running(launch(end_chance=0)) as client:

@@ -123,7 +123,7 @@ def test_the_engine_is_shown_as_it_stands() -> None:
     engine.last_stats = Stats(
         request_id=None, queued=2, running=4, cells_total=100, cells_running=30, cells_cached=50, steps=9,
         prompt_tokens=0, cached_tokens=0, generated_tokens=0, reasoning_tokens=0, step_seconds=1.5,
-        scheduling_seconds=0.25, evictions=6, preemptions=7,
+        scheduling_seconds=0.25, evictions=6, preemptions=7, parked_bytes=4096,
     )  # fmt: skip
     found = values(Metrics(engine))
     assert found["ktllama_engine_state[ready]"] == 1
@@ -132,6 +132,7 @@ def test_the_engine_is_shown_as_it_stands() -> None:
     assert found["ktllama_queued_requests"] == 2
     assert found["ktllama_running_requests"] == 4
     assert [found[f"ktllama_kv_cells[{state}]"] for state in ("running", "cached", "free")] == [30, 50, 20]
+    assert found["ktllama_parked_bytes"] == 4096
     assert found["ktllama_engine_steps_total"] == 9
     assert found["ktllama_engine_prefix_cache_evictions_total"] == 6
     assert found["process_resident_memory_bytes"] > 1e6
