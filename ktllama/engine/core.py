@@ -159,7 +159,11 @@ class Engine:
 
     def tidy(self) -> bool:
         """Park one sequence that nobody runs; False if there is none. For between steps: no request waits for it."""
-        return self.cache.park()
+        try:
+            return self.cache.park()
+        except Exception as error:  # a copy that cannot be made must not end the requests that run
+            _log.exception("a sequence cannot be parked: %s", error)
+            return self.cache.evict()
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────────────────────
 

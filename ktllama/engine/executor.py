@@ -77,6 +77,9 @@ class CellTable(Protocol):
     def used_cells(self) -> int:
         """Cells that at least one sequence holds."""
 
+    def saved_bytes(self, sequence: int) -> int:
+        """What a copy of the cells of `sequence` takes."""
+
     def save(self, sequence: int) -> SavedCells:
         """A copy of what the cells of `sequence` hold."""
 

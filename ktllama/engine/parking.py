@@ -75,16 +75,23 @@ class ParkingLot:
             return bool(tokens)
         return len(tokens) - length >= max(_LEAST_NEW_TOKENS, len(tokens) // _LEAST_NEW_SHARE)
 
-    def park(self, parked: Parked) -> None:
-        """Keep a prompt; those that it goes on from leave. One larger than the lot is not kept."""
-        tokens = parked.tokens
+    def make_room(self, tokens: list[int], n_bytes: int) -> bool:
+        """Drop what a prompt of these tokens goes on from, and what else must go; False where it is too large for all.
+
+        Called before it is copied, so that the copies never take more than `max_bytes`.
+        """
+        if n_bytes > self.max_bytes:
+            return False
         for other in [other for other in self._parked if other.tokens == tokens[: len(other.tokens)]]:
             self._drop(other)
-        if parked.cells.n_bytes > self.max_bytes:
-            return
-        while self.n_bytes + parked.cells.n_bytes > self.max_bytes:
+        while self.n_bytes + n_bytes > self.max_bytes:
             self.evictions += 1
             self._drop(next(iter(self._parked)))
+        return True
+
+    def park(self, parked: Parked) -> None:
+        """Keep a prompt, for which there is room."""
+        assert self.n_bytes + parked.cells.n_bytes <= self.max_bytes, "there is no room for a parked prompt"
         self._parked[parked] = None
         self.n_bytes += parked.cells.n_bytes
 

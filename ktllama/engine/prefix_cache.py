@@ -193,17 +193,23 @@ class PrefixCache:
             return False
         end = self.ends[victim]
         tokens = end.tokens[: end.end]
-        if self.lot.wants(tokens):
+        if self.lot.wants(tokens) and self.lot.make_room(tokens, self._cells.saved_bytes(victim)):
             self.lot.park(Parked(tokens, self._cells.save(victim)))
         self._let_go(victim)
         self._release(victim)
         return True
 
+    def can_restore(self, parked: Parked) -> bool:
+        """Whether the context has room for all of a parked prompt once the cached sequences have left."""
+        return self.n_held + parked.cells.n_tokens <= self.n_cells
+
     def restore(self, sequence: int, parked: Parked, n_tokens: int) -> bool:
-        """Let an empty running sequence hold the first tokens of a parked prompt; False if there is no room for it."""
+        """Let an empty running sequence hold the first tokens of a parked prompt that `can_restore`.
+
+        False where the cells cannot take it nevertheless.
+        """
         while self.n_free < parked.cells.n_tokens:
-            if not self.evict():
-                return False
+            self.evict()
         if not self._cells.restore(sequence, parked.cells, n_tokens):
             return False
         self.lot.use(parked)

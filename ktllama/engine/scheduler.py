@@ -257,8 +257,9 @@ class Scheduler:
         if not generation.may_share:
             return None, 0
         parked, n_tokens = self.cache.lot.find(generation.tokens, len(generation.tokens) - 1)
-        pays = parked is not None and n_tokens - n_have >= parked.least_gain
-        return (parked, n_tokens) if pays else (None, 0)
+        if parked is None or n_tokens - n_have < parked.least_gain or not self.cache.can_restore(parked):
+            return None, 0
+        return parked, n_tokens
 
     @staticmethod
     def _took(generation: Generation, n_tokens: int) -> None:

@@ -155,6 +155,10 @@ class LlamaExecutor:
         """Cells that at least one sequence holds."""
         return self._cells.n_used
 
+    def saved_bytes(self, sequence: int) -> int:
+        """Main memory that a copy of the cells of ``sequence`` takes."""
+        return saved_cells.saved_bytes(self._api, self._loaded.context, sequence)
+
     def save(self, sequence: int) -> SavedCells:
         """A copy in main memory of what the cells of ``sequence`` hold."""
         return saved_cells.save(self._api, self._loaded.context, sequence, self._cells.length(sequence))

@@ -23,13 +23,18 @@ class SavedSequence:
         return bool(api.llama_state_seq_set_data(context, _bytes_of(self._data), self.n_bytes, sequence))
 
 
+def saved_bytes(api: Any, context: Any, sequence: int) -> int:
+    """What :func:`save` would take."""
+    return int(api.llama_state_seq_get_size(context, sequence))
+
+
 def save(api: Any, context: Any, sequence: int, n_tokens: int) -> SavedSequence:
     """Copy the cells of ``sequence``, which has ``n_tokens`` positions.
 
     Raises:
         LlamaCppError: when llama.cpp does not write what it announced.
     """
-    data = np.empty(api.llama_state_seq_get_size(context, sequence), np.uint8)
+    data = np.empty(saved_bytes(api, context, sequence), np.uint8)
     n_written = api.llama_state_seq_get_data(context, _bytes_of(data), data.nbytes, sequence)
     if n_written != data.nbytes:
         raise LlamaCppError(f"llama.cpp saved {n_written} of {data.nbytes} bytes of a sequence")

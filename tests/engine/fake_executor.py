@@ -145,7 +145,9 @@ class FakeExecutor:
         self.chains: dict[int, _Chain] = {}
         self.batches: list[list[tuple[int, int]]] = []  # (sequence, rows) of every run, for tests of schedules
         self.record_batches = False
-        self.fail_next: Literal["no room", "in the middle", "no restore"] | None = None  # what the next one does, once
+        self.fail_next: Literal["no room", "in the middle", "no restore", "no save"] | None = (
+            None  # what the next one does, once
+        )
         self._used = 0
 
     # vocabulary
@@ -248,8 +250,15 @@ class FakeExecutor:
         """Cells with an owner."""
         return self._used
 
+    def saved_bytes(self, sequence: int) -> int:
+        """A byte a token."""
+        return len(self.held[sequence])
+
     def save(self, sequence: int) -> SavedFakes:
         """What the cells remember."""
+        if self.fail_next == "no save":
+            self.fail_next = None
+            raise MemoryError("the fake was told to fail")
         return SavedFakes([(cell.token, cell.state) for cell in self.held[sequence]])
 
     def restore(self, sequence: int, saved: SavedCells, n_tokens: int) -> bool:

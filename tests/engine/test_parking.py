@@ -17,6 +17,11 @@ def parked(text: str) -> Parked:
     return Parked(tokens, SavedFakes([(token, 0) for token in tokens]))
 
 
+def park(lot: ParkingLot, prompt: Parked) -> None:
+    if lot.make_room(prompt.tokens, prompt.cells.n_bytes):
+        lot.park(prompt)
+
+
 def found(lot: ParkingLot, text: str, limit: int = 1000) -> tuple[str | None, int]:
     known, n_tokens = lot.find(list(text.encode()), limit)
     return None if known is None else bytes(known.tokens).decode(), n_tokens
@@ -30,7 +35,7 @@ def emptied(driver: Driver) -> None:
 def test_the_longest_beginning_is_found_up_to_the_limit() -> None:
     lot = ParkingLot(1000)
     for text in ("hello world", "hello there"):
-        lot.park(parked(text))
+        park(lot, parked(text))
     assert found(lot, "hello them") == ("hello there", 9)
     assert found(lot, "hello world and more") == ("hello world", 11)
     assert found(lot, "hello world and more", limit=4) == ("hello world", 4)
@@ -39,9 +44,9 @@ def test_the_longest_beginning_is_found_up_to_the_limit() -> None:
 
 def test_what_goes_on_from_a_parked_prompt_takes_its_place() -> None:
     lot = ParkingLot(1000)
-    lot.park(parked("one turn"))
+    park(lot, parked("one turn"))
     assert lot.wants(list(b"one turn and another"))
-    lot.park(parked("one turn and another"))
+    park(lot, parked("one turn and another"))
     assert (len(lot), lot.n_bytes) == (1, 20)
     assert not lot.wants(list(b"one turn"))
     assert not lot.wants(list(b"one turn and another"))
@@ -49,7 +54,7 @@ def test_what_goes_on_from_a_parked_prompt_takes_its_place() -> None:
 
 def test_a_prompt_that_is_here_but_for_its_end_is_not_wanted() -> None:
     lot = ParkingLot(10_000)
-    lot.park(parked("x" * 800 + "first"))
+    park(lot, parked("x" * 800 + "first"))
     assert not lot.wants(list(b"x" * 800 + b"y" * 99))
     assert lot.wants(list(b"x" * 800 + b"y" * 130))
 
@@ -57,12 +62,12 @@ def test_a_prompt_that_is_here_but_for_its_end_is_not_wanted() -> None:
 def test_the_least_recently_used_make_room_and_what_is_too_large_stays_out() -> None:
     lot = ParkingLot(20)
     first, second = parked("1234567890"), parked("abcdefghij")
-    lot.park(first)
-    lot.park(second)
+    park(lot, first)
+    park(lot, second)
     lot.use(first)
-    lot.park(parked("ABCDE"))
+    park(lot, parked("ABCDE"))
     assert (found(lot, "1"), found(lot, "a"), found(lot, "A")) == (("1234567890", 1), (None, 0), ("ABCDE", 1))
-    lot.park(parked("-" * 21))
+    park(lot, parked("ABCDE" + "-" * 16))
     assert (len(lot), lot.n_bytes, lot.evictions) == (2, 15, 1)
 
 
@@ -95,6 +100,51 @@ def test_many_that_come_together_share_what_one_brought_back() -> None:
     assert driver.engine.stats().prompt_tokens - computed == 4
 
 
+def test_a_parked_prompt_that_cannot_come_back_displaces_nothing() -> None:
+    driver = Driver(FakeOptions(n_ctx=160, n_ubatch=16, n_parallel=4, n_sequences=8, parking_bytes=1000))
+    driver.submit(ask("first", PREFIX + "y" * 40, max_tokens=4))
+    driver.run()
+    emptied(driver)
+    driver.submit(ask("long", "o" * 66, max_tokens=30))
+    while driver.engine.cache.n_held < 66:
+        driver.step()
+    driver.submit(ask("cached", PREFIX[:20] + "c", max_tokens=1))
+    while "cached" in driver.engine.generations:
+        driver.step()
+    again = driver.submit(ask("second", PREFIX[:35], max_tokens=4))
+    driver.run()
+    assert again.finished.usage.cached_tokens == 20
+    assert driver.engine.stats().evictions == 0
+
+
+def test_copies_never_take_more_than_the_lot_has() -> None:
+    driver = Driver(FakeOptions(n_ctx=400, n_ubatch=16, n_parallel=4, n_sequences=8, parking_bytes=60))
+    save, lot, most = driver.fake.save, driver.engine.cache.lot, []
+
+    def counted(sequence: int) -> SavedFakes:
+        saved = save(sequence)
+        most.append(lot.n_bytes + saved.n_bytes)
+        return saved
+
+    driver.fake.save = counted  # type: ignore[method-assign]
+    for letter in "abcd":
+        driver.submit(ask(letter, letter * 40, max_tokens=4))
+        driver.run()
+        emptied(driver)
+    assert len(most) == 4
+    assert max(most) <= 60
+
+
+def test_a_copy_that_fails_costs_the_cached_sequence_alone() -> None:
+    driver = Driver(OPTIONS)
+    driver.submit(ask("first", PREFIX, max_tokens=4))
+    driver.run()
+    driver.fake.fail_next = "no save"
+    emptied(driver)
+    stats = driver.engine.stats()
+    assert (driver.fake.used_cells(), stats.sequences_cached, stats.parked_bytes) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("why", ["no restore", "a full context"])
 def test_where_there_is_no_room_to_come_back_the_prompt_is_computed(why: str) -> None:
     driver = Driver(FakeOptions(n_ctx=100, n_ubatch=16, n_parallel=4, n_sequences=8, parking_bytes=1000))
@@ -125,5 +175,5 @@ def test_little_is_brought_back_only_where_little_is_copied_for_it() -> None:
     assert parked("x" * 6400).least_gain == 100
     lot = ParkingLot(1000)
     for text in ("the same, and much more", "the same!"):
-        lot.park(parked(text))
+        park(lot, parked(text))
     assert found(lot, "the same") == ("the same!", 8)

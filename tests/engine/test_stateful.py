@@ -159,7 +159,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.driver.check()
 
     @precondition(lambda self: self.good_steps > 0)
-    @rule(how=st.sampled_from(["no room", "in the middle", "no restore"]))
+    @rule(how=st.sampled_from(["no room", "in the middle", "no restore", "no save"]))
     def fail(self, how: str) -> None:
         if self.driver.engine.is_busy:
             self.driver.fake.fail_next = how  # type: ignore[assignment]

@@ -200,6 +200,7 @@ def test_saved_cells_come_back_as_they_were(executor: LlamaExecutor) -> None:
 def test_saved_cells_need_room_to_come_back(executor: LlamaExecutor) -> None:
     executor.run(_rows(0, _PROMPT, sample=False))
     saved = executor.save(0)
+    assert saved.n_bytes == executor.saved_bytes(0)
     for sequence in range(1, 1 + 256 // len(_PROMPT) - 1):
         executor.run(_rows(sequence, _PROMPT, sample=False))
     used = executor.used_cells()
