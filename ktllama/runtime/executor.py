@@ -24,6 +24,7 @@ from ktllama.runtime.device_binding import CPU
 from ktllama.runtime.embedder import Embedder
 from ktllama.runtime.executor_options import parse_options
 from ktllama.runtime.grammar import Constraint, gbnf_of
+from ktllama.runtime.load import free_memory_bytes
 from ktllama.runtime.logprobs import token_logprob
 from ktllama.runtime.sampler_chain import SamplerChain, SamplerFactory
 from ktllama.runtime.saved_cells import SavedSequence
@@ -59,7 +60,7 @@ class LlamaExecutor:
         self.n_sequences = n_sequences
         self.vocabulary = opened.vocabulary
         self.end_tokens = opened.vocabulary.end_tokens
-        self.parking_bytes = parking_bytes(loaded.kv_bytes())
+        self.parking_bytes = parking_bytes(loaded.kv_bytes(), free_memory_bytes())
         self._loaded = loaded
         self._api = loaded.library.api
         self._memory = self._api.llama_get_memory(loaded.context)
@@ -239,10 +240,12 @@ class LlamaExecutor:
         return Sampled(token, piece(token), logprob)
 
 
-def parking_bytes(kv_bytes: Mapping[str, int]) -> int:
-    """As much main memory as the KV cache has, where all of it is on the CPU; elsewhere nothing is parked.
+def parking_bytes(kv_bytes: Mapping[str, int], free_bytes: int) -> int:
+    """As much main memory as the KV cache has, at most half of what is free once the model is loaded.
+
+    That is where all of the KV cache is on the CPU; elsewhere nothing is parked.
 
     The CPU's attention kernels (``ggml/src/ggml-cpu/ops.cpp``) look at the mask of every cell up to the last used one,
     by every head; a GPU's skip what is masked, and moving cells would take its bus.
     """
-    return sum(kv_bytes.values()) if set(kv_bytes) == {CPU} else 0
+    return min(sum(kv_bytes.values()), free_bytes // 2) if set(kv_bytes) == {CPU} else 0

@@ -208,10 +208,12 @@ def test_saved_cells_need_room_to_come_back(executor: LlamaExecutor) -> None:
     assert (executor.used_cells(), executor.length(executor.n_sequences - 1)) == (used, 0)
 
 
-def test_as_much_as_the_context_is_parked_where_all_of_it_is_on_the_cpu(executor: LlamaExecutor) -> None:
+def test_as_much_as_the_context_is_parked_where_all_of_it_is_on_the_cpu_and_memory_is_free(
+    executor: LlamaExecutor,
+) -> None:
     assert executor.parking_bytes > 0
-    assert parking_bytes({"CPU": 10}) == 10
-    assert parking_bytes({"CPU": 10, "CUDA0": 1}) == parking_bytes({"CUDA0": 10}) == 0
+    assert [parking_bytes({"CPU": 10}, free) for free in (1000, 8)] == [10, 4]
+    assert parking_bytes({"CPU": 10, "CUDA0": 1}, 1000) == parking_bytes({"CUDA0": 10}, 1000) == 0
 
 
 def test_a_full_context_says_so_and_goes_on(executor: LlamaExecutor) -> None:
