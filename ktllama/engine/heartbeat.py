@@ -1,6 +1,6 @@
 """Whether an engine process is well: it may be stopped, or stuck in a step, without being dead.
 
-The API process pings the engine's reader thread, which answers whatever the main thread does, and says how long the
+The API process pings the engine's receiver thread, which answers whatever the other threads do, and says how long the
 step that runs has taken. So three things can be told apart: a process that says nothing (stopped, swapped out,
 without a turn), one that is stuck in a step (a device that hangs), and one that is merely slow.
 

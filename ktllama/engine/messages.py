@@ -202,7 +202,7 @@ class Report(Message, frozen=True, kw_only=True):
 
 
 class Ping(Message, frozen=True, kw_only=True):
-    """Ask whether the process is alive; its reader answers, whatever its main thread does."""
+    """Ask whether the process is alive; its receiver answers, whatever its other threads do."""
 
 
 # ── from the engine ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,8 +1,9 @@
 """The engine process: `python -m ktllama.engine.process SOCKET_FD PARENT_PID`, started by ktllama.engine.supervisor.
 
-Two threads. The reader takes frames off the socket, tokenizes and checks requests, and answers what needs no batch.
-The main thread steps the engine, and sleeps when there is nothing to do. The process ends when it has drained, when
-its parent is gone, and when its memory can no longer be trusted; whoever started it decides about another one.
+Three threads. The receiver takes frames off the socket and answers pings. The reader tokenizes and checks requests,
+which takes seconds for a text of megabytes, and answers what needs no batch. The main thread steps the engine, and
+sleeps when there is nothing to do. The process ends when it has drained, when its parent is gone, and when its memory
+can no longer be trusted; whoever started it decides about another one.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Outbox:
 
 
 class Stepping:
-    """When the step that runs now began: written by the main thread, read by the reader."""
+    """When the step that runs now began: written by the main thread, read by the receiver."""
 
     def __init__(self) -> None:
         self.since: float | None = None
@@ -89,39 +90,48 @@ class Stepping:
 
 
 class Reader:
-    """The thread that reads requests. Before there is an `intake`, all are told that the model is being loaded."""
+    """The threads that receive and read requests. Before there is an `intake`, all are told that the model loads."""
 
     def __init__(self, frames: Iterator[list[Request]], inbox: Inbox, outbox: Outbox, stepping: Stepping) -> None:
         self._frames = frames
         self._inbox = inbox
         self._outbox = outbox
         self._stepping = stepping
+        self._received: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self.intake: Intake | None = None
 
     def start(self) -> None:
         """Begin to read."""
-        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        for work, name in ((self._receive, "receiver"), (self._read, "reader")):
+            threading.Thread(target=self._until_the_end, args=(work,), name=name, daemon=True).start()
 
-    def _read(self) -> None:
+    def _until_the_end(self, work: Callable[[], None]) -> None:
         try:
-            for requests in self._frames:
-                for request in requests:
-                    self._take(request)
+            work()
         except OSError:
             pass  # as good as the end of the stream
         except Exception:
-            _log.exception("the engine's reader failed")
+            _log.exception("the engine's %s failed", threading.current_thread().name)
             os._exit(1)
         os._exit(0)  # the parent is gone; the main thread may be deep in a batch
+
+    def _receive(self) -> None:
+        for requests in self._frames:
+            for request in requests:
+                if isinstance(request, Ping):
+                    self._outbox.send([Pong(step_seconds=self._stepping.seconds)])
+                else:
+                    self._received.put(request)
+
+    def _read(self) -> None:
+        while True:
+            self._take(self._received.get())
 
     def _take(self, request: Request) -> None:
         if isinstance(request, Cancel | Drain | Report):
             self._inbox.put(request)
             return
-        if isinstance(request, Ping):
-            self._outbox.send([Pong(step_seconds=self._stepping.seconds)])
-            return
-        assert not isinstance(request, Load), "an engine process loads once"
+        assert not isinstance(request, Load | Ping), "an engine process loads once, and pings are answered before"
         if self.intake is None:
             self._outbox.send([_failed(request, "loading", "the model is being loaded")])
             return
@@ -327,4 +337,4 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # the reader thread is in recv
+    os._exit(status)  # the receiver is in recv

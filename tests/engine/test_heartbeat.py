@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import signal
+import socket
+import threading
 
 import pytest
 
+from ktllama.engine import wire
 from ktllama.engine.client import EngineClient, State
 from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.heartbeat import Finding, Heartbeat, Pulse
+from ktllama.engine.intake import Intake
 from ktllama.engine.launch import Launch
-from ktllama.engine.messages import Failed, Finished, Segment
+from ktllama.engine.messages import Event, Failed, Finished, Ping, Pong, Request, Segment, Tokenize, Tokenized
+from ktllama.engine.process import Outbox, Reader, Stepping
 from tests.engine.driver import ask
+from tests.engine.fake_executor import FakeExecutor, FakeOptions
 from tests.engine.test_process import QUICK, answer, first_text, is_alive, run
 
 PATIENT = Heartbeat(beat_seconds=1, silent_seconds=3, step_seconds=10, hung_seconds=2)
@@ -162,3 +169,28 @@ def test_a_step_that_hangs_is_told_though_the_process_answers() -> None:
             await client.close()
 
     run(scenario())
+
+
+def test_a_long_text_that_is_being_tokenized_does_not_hold_up_the_answer_to_a_ping() -> None:
+    class SlowIntake(Intake):
+        def tokenize(self, request: Tokenize) -> Tokenized:
+            assert go_on.wait(timeout=300)
+            return super().tokenize(request)
+
+    go_on = threading.Event()
+    sent: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()  # its end would end this process
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(300)
+        reader = Reader(iter(sent.get, []), queue.SimpleQueue(), Outbox(theirs), Stepping())
+        reader.intake = SlowIntake(FakeExecutor(FakeOptions()))
+        reader.start()
+        sent.put([Tokenize(request_id="a", segments=(Segment("x", False),)), Ping()])
+        splitter = wire.FrameSplitter()
+
+        def received() -> list[Event]:
+            return [event for body in splitter.feed(ours.recv(65536)) for event in wire.events(body)]
+
+        assert received() == [Pong(step_seconds=0.0)]
+        go_on.set()
+        assert received() == [Tokenized(request_id="a", tokens=(ord("x"),), pieces=())]
