@@ -38,6 +38,12 @@ class AnswerStream:
         event = self._events.popleft()
         return event.joined() if isinstance(event, _Gathered) else event
 
+    @property
+    def unread_end(self) -> Finished | None:
+        """The end of the answer, where it has come and nobody has come for it."""
+        last = self._events[-1] if self._events else None
+        return last if isinstance(last, Finished) else None
+
 
 class _Gathered:
     """Emitted events that their reader has not come to yet."""

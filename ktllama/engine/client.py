@@ -267,6 +267,8 @@ class EngineClient:
         finally:
             if self._streams.pop(request.request_id, None) is not None:
                 self._send(Cancel(request_id=request.request_id))
+            elif stream.unread_end is not None:
+                self._abandon(stream.unread_end)
 
     async def tokenize(
         self, segments: Sequence[Segment], *, add_bos: bool = False, with_pieces: bool = False
@@ -375,8 +377,8 @@ class EngineClient:
         assert event.request_id is not None
         if isinstance(event, Finished | Failed):
             stream = self._streams.pop(event.request_id, None)
-            if stream is None and isinstance(event, Finished) and self._on_abandoned is not None:
-                self._on_abandoned(event)
+            if stream is None and isinstance(event, Finished):
+                self._abandon(event)
         else:
             stream = self._streams.get(event.request_id)
         if stream is not None:
@@ -386,6 +388,10 @@ class EngineClient:
         future = self._calls.pop(event.request_id, None)
         if future is not None and not future.done():
             future.set_result(event)
+
+    def _abandon(self, end: Finished) -> None:
+        if self._on_abandoned is not None:
+            self._on_abandoned(end)
 
     def _fail_all(self, code: str, message: str, fields: dict[str, int | float | str]) -> None:
         for request_id in [*self._streams, *self._calls]:

@@ -474,6 +474,29 @@ def test_the_end_of_an_abandoned_request_is_told_with_its_counts() -> None:
     run(scenario())
 
 
+def test_an_end_that_nobody_came_for_is_told_too() -> None:
+    async def scenario() -> None:
+        abandoned: list[Finished] = []
+        client = EngineClient(launch(end_chance=0), on_abandoned=abandoned.append)
+        await client.start()
+        try:
+            await client.wait_ready()
+            stream = client.generate(ask("a", "hello", max_tokens=5))
+            assert isinstance(await anext(stream), Accepted)
+            while (await client.stats()).generated_tokens < 5:
+                pass
+            await client.stats()  # which was asked for behind the end
+            assert not abandoned
+            await stream.aclose()
+            assert [(end.request_id, end.reason, end.usage.completion_tokens) for end in abandoned] == [
+                ("a", "length", 5)
+            ]
+        finally:
+            await client.close()
+
+    run(scenario())
+
+
 def test_fifty_deaths_leave_nothing_open() -> None:
     """Some die loaded, some as soon as they are there."""
 
