@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
@@ -24,18 +24,38 @@ _VERSION = 1
 _CPU_WORDS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
 
 
+# what a machine can measure: outside of it a figure is damage, and dividing by it no prediction
+_Rate = Annotated[float, pydantic.Field(ge=1, le=1e24)]  # bytes or operations a second
+_SecondsAPiece = Annotated[float, pydantic.Field(ge=1e-24, le=1)]  # seconds a byte or an operation
+_Seconds = Annotated[float, pydantic.Field(ge=0, le=3600)]
+_Threads = Annotated[int, pydantic.Field(ge=1, le=512)]
+
+
 class SpeedsFileError(PathError):
     """A file of measured speeds that cannot be read or written."""
 
 
+class _Matrices(pydantic.BaseModel, extra="forbid"):
+    buffer: str
+    decode: _SecondsAPiece
+    experts: _SecondsAPiece | None
+    prefill_flops: _Rate
+
+
+class _Overheads(pydantic.BaseModel, extra="forbid"):
+    node: _Seconds
+    token: _Seconds
+    layer: _Seconds
+
+
 class _Device(pydantic.BaseModel, extra="forbid"):
     device: str
-    n_threads: int
-    matrices: dict[str, list[MatrixTimes]]
-    attention: dict[str, float]
-    overheads: dict[str, Overheads]
-    crossing: float | None
-    copy_speed: float | None
+    n_threads: _Threads
+    matrices: dict[str, list[_Matrices]]
+    attention: dict[str, _SecondsAPiece]
+    overheads: dict[str, _Overheads]
+    crossing: _Seconds | None
+    copy_speed: _Rate | None
 
 
 class _File(pydantic.BaseModel, extra="forbid"):
@@ -89,11 +109,11 @@ def read(path: Path) -> Speeds | None:
         SpeedsFileError: when it cannot be read or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise SpeedsFileError(str(path), f"cannot be read: {fault}") from fault
+    except OSError as fault:
+        raise SpeedsFileError(str(path), f"cannot be read: {fault.strerror}") from fault
     try:
         found = _File.model_validate_json(text)
     except pydantic.ValidationError as fault:
@@ -126,9 +146,12 @@ def document(speeds: Speeds) -> list[dict[str, object]]:
 
 def _device(one: _Device) -> DeviceSpeeds:
     return DeviceSpeeds(
-        matrices={name: {times.buffer: times for times in listed} for name, listed in one.matrices.items()},
+        matrices={
+            name: {times.buffer: MatrixTimes(**times.model_dump()) for times in listed}
+            for name, listed in one.matrices.items()
+        },
         attention=one.attention,
-        overheads=one.overheads,
+        overheads={kind: Overheads(**overheads.model_dump()) for kind, overheads in one.overheads.items()},
         crossing=one.crossing,
         copy=one.copy_speed,
     )

@@ -72,6 +72,29 @@ def test_a_cache_is_read_as_it_was_written(tmp_path: Path) -> None:
         cache.read(path)
 
 
+@pytest.mark.parametrize(
+    ("figure", "damaged"),
+    [
+        ('"decode": 1e-09', '"decode": 0.0'),
+        ('"decode": 1e-09', '"decode": NaN'),
+        ('"decode": 1e-09', '"decode": -1e-09'),
+        ('"decode": 1e-09', '"decode": 1e-320'),
+        ('"node": 1e-06', '"node": -1e-06'),
+        ('"copy_speed": 20000000000.0', '"copy_speed": 1e999'),
+        ('"n_threads": 2', '"n_threads": -2'),
+    ],
+)
+def test_a_figure_that_nothing_can_measure_is_no_speed(figure: str, damaged: str, tmp_path: Path) -> None:
+    speeds = Speeds(devices={("CPU", 2): host(1e-9, 1e-6), ("CUDA0", 2): DeviceSpeeds(crossing=1e-5, copy=2e10)})
+    path = tmp_path / "speeds.json"
+    cache.write(path, {}, speeds)
+    text = path.read_text()
+    assert figure in text
+    path.write_text(text.replace(figure, damaged))
+    with pytest.raises(cache.SpeedsFileError, match="holds no measured speeds"):
+        cache.read(path)
+
+
 def test_the_cache_is_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.directory({"XDG_CACHE_HOME": "/some/where"}) == Path("/some/where/ktllama")
