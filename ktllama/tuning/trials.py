@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -74,6 +75,14 @@ class _State(pydantic.BaseModel, extra="forbid"):
     asked: dict[str, object]
     trials: list[Trial]
 
+    @pydantic.field_validator("trials")
+    @classmethod
+    def _speeds(cls, trials: list[Trial]) -> list[Trial]:
+        figures = [speed for one in trials for speed in (*one.decode, *one.prefill)]
+        if not all(math.isfinite(speed) and speed > 0 for speed in figures):
+            raise ValueError("a speed is none")
+        return trials
+
 
 @dataclass(slots=True, kw_only=True)
 class State:
@@ -109,22 +118,25 @@ def name_of(asked: Mapping[str, object]) -> str:
     return f"tune-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
-def open_state(path: Path, asked: Mapping[str, object]) -> State:
-    """The trials kept in ``path``; none where it does not exist.
+def open_state(path: Path, asked: Mapping[str, object], *, again: bool = False) -> State:
+    """The trials kept in ``path``; none where it does not exist, or where ``again`` forgets them.
 
     Raises:
-        StateFileError: when it cannot be read, holds something else, or trials of another question.
+        StateFileError: when it cannot be read, holds something else (which is never overwritten), or, unless they are
+            forgotten, trials of another question.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except FileNotFoundError:
         return State(path=path, asked=asked)
-    except (OSError, UnicodeDecodeError) as fault:
-        raise StateFileError(str(path), f"cannot be read: {fault}") from fault
+    except OSError as fault:
+        raise StateFileError(str(path), f"cannot be read: {fault.strerror}") from fault
     try:
         found = _State.model_validate_json(text)
     except pydantic.ValidationError as fault:
         raise StateFileError(str(path), "holds no trials of ktllama tune; name another file") from fault
+    if again:
+        return State(path=path, asked=asked)
     if found.version != _VERSION or found.asked != json.loads(json.dumps(asked)):
         raise StateFileError(
             str(path),

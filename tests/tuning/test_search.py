@@ -115,10 +115,25 @@ def test_trials_of_another_question_are_not_taken(tmp_path: Path) -> None:
     State(path=path, asked=ASKED).add(trial(Choice(n_threads=1), 1.0))
     with pytest.raises(StateFileError, match="another model, machine or question"):
         open_state(path, {"model": "other"})
+    assert open_state(path, {"model": "other"}, again=True).trials == []
     path.write_text("[]")
     with pytest.raises(StateFileError, match="holds no trials"):
         open_state(path, ASKED)
+    with pytest.raises(StateFileError, match="holds no trials"):
+        open_state(path, ASKED, again=True)  # what is no state file is not forgotten either
+    assert path.read_text() == "[]"
     assert name_of(ASKED) != name_of({"model": "other"})
+
+
+@pytest.mark.parametrize("speed", ["NaN", "Infinity", "0.0", "-1.0"])
+def test_a_speed_that_is_none_is_no_trial(speed: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    State(path=path, asked=ASKED).add(trial(Choice(n_threads=1), 123.5))
+    text = path.read_text()
+    assert "123.5" in text
+    path.write_text(text.replace("123.5", speed))
+    with pytest.raises(StateFileError, match="holds no trials"):
+        open_state(path, ASKED)
 
 
 def test_choices_in_words() -> None:
