@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -201,6 +202,17 @@ def context_of(given: Mapping[str, Any]) -> ContextOptions:
         flash_attn=given["flash_attn"],
         n_threads=given["threads"],
     )
+
+
+class FiniteRange(click.FloatRange):
+    """A float range that refuses ``nan`` and ``inf``, which no comparison with a bound finds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or a usage error."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no number.", param, ctx)
+        return found
 
 
 strict_option = click.option("--strict", is_flag=True, help="Treat warnings as errors.")

@@ -15,6 +15,7 @@ import click
 
 from ktllama.cli import options as shared
 from ktllama.model.sources import is_remote
+from ktllama.pages import page as pages
 from ktllama.planner import budgets
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _trial_options(command: _Command) -> _Command:
                          help="A number of threads to try, once for each.  [default: all cores, half of them, one]"),
             click.option("--depth", type=click.IntRange(0, 1 << 20), default=512, show_default=True,
                          help="Tokens in the KV cache when a trial decodes."),
-            click.option("--minutes", type=click.FloatRange(0, 1440), default=10.0, show_default=True,
+            click.option("--minutes", type=shared.FiniteRange(0, 1440), default=10.0, show_default=True,
                          help="No trial begins after so long; a second start goes on."),
         )
     ):  # fmt: skip
@@ -100,13 +101,14 @@ def command(
     predicted best are loaded and timed for a few seconds each, with other threads, ubatches and placements. What was
     tried is kept, so a second start goes on where the first ended.
     """
-    if output is not None and os.path.lexists(output) and not force:
-        raise click.UsageError(f"{output} exists; --force overwrites it.")
+    if force and output is None:
+        raise click.UsageError("--force is for --output.")
     path = shared.model_or_default(model)
     if is_remote(path):
         raise click.UsageError(
             "tune loads the weights, so the model must be a file on this machine: download it first."
         )
+    _check_files(output, state, (path, rules), force=force)
     from ktllama.model import gguf
     from ktllama.planner import sessions
     from ktllama.planner.planning import planner
@@ -128,9 +130,21 @@ def command(
         with _progress() as progress:
             found = _search(task, words, kept, progress)
         if output is not None:
-            _write(found.winner.rules, output)
+            pages.write(output, found.winner.rules, overwrite=force)
+            click.echo(f"wrote {output}", err=True)
         _show(task, found, path, output, kept, as_json=as_json)
     return 0
+
+
+def _check_files(output: str | None, state: str | None, inputs: tuple[str | None, ...], *, force: bool) -> None:
+    """Refuse what cannot be written now, not after minutes of work."""
+    used = [name for name in inputs if name is not None]
+    if None not in (output, state) and os.path.realpath(str(output)) == os.path.realpath(str(state)):
+        raise click.UsageError("--output and --state name the same file.")
+    if output is not None:
+        pages.check(output, overwrite=force, inputs=used)
+    if state is not None and Path(state).parent.is_dir():  # else the folder is made
+        pages.check(state, overwrite=True, inputs=used)
 
 
 def _machine(words: dict[str, Any]) -> tuple[Machine, Options]:
@@ -153,12 +167,13 @@ def _measure(
     from ktllama.measuring import cache
     from ktllama.measuring.machine import kind_of
     from ktllama.measuring.measure import CPU, Wanted, measure
-    from ktllama.measuring.planned import MeasuredSpeeds, kept
+    from ktllama.measuring.planned import MeasuredSpeeds
     from ktllama.measuring.speeds import Speeds
     from ktllama.runtime.device_list import available
 
-    path, known = kept(os.environ)
     about = cache.hardware()
+    path = cache.path_of(about, cache.directory(os.environ))
+    start = Speeds() if again else cache.read(path) or Speeds()
     there = {device.name for device in available()}
     gpus = [name for gpu in machine.gpus if (name := options.device_map.llama_name(gpu.name)) in there]
     wanted = Wanted(
@@ -168,7 +183,6 @@ def _measure(
         kv_types=tuple(dict.fromkeys(words["kv_types"])),
         kinds=(kind_of(model),),
     )
-    start = Speeds() if again or known is None else known
     with _progress() as progress:
         found = measure(wanted, start, lambda speeds: cache.write(path, about, speeds), progress)
     return MeasuredSpeeds(speeds=found, device_map=options.device_map)
@@ -212,7 +226,7 @@ def _state(
 ) -> State:
     """The trials of this question that were made before."""
     from ktllama.measuring import cache
-    from ktllama.tuning.trials import State, name_of, open_state
+    from ktllama.tuning.trials import name_of, open_state
 
     about = Path(path).stat()
     asked = {
@@ -223,7 +237,7 @@ def _state(
     }
     asked = json.loads(json.dumps(asked))
     file = Path(given) if given is not None else cache.directory(os.environ) / name_of(asked)
-    return State(path=file, asked=asked) if again else open_state(file, asked)
+    return open_state(file, asked, again=again)
 
 
 def _text(rules: str) -> str:
@@ -262,14 +276,6 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("", total=None)
         yield lambda text, done, total: bars.update(task, description=text, completed=done, total=total)
-
-
-def _write(text: str, output: str) -> None:
-    try:
-        Path(output).write_text(text, encoding="utf-8")
-    except OSError as fault:
-        raise click.UsageError(f"{output} cannot be written: {fault.strerror}.") from fault
-    click.echo(f"wrote {output}", err=True)
 
 
 def _show_speeds(speeds: Speeds, *, as_json: bool) -> None:

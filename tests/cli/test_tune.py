@@ -81,7 +81,10 @@ def test_tune_tries_and_writes_the_rules_that_won(speeds: Path, tmp_path: Path) 
     assert [trial["won"] for trial in again["trials"]] == [True]
     assert again["plan"]["rules"] == rules.read_text()
     refused = ktllama(*words, "-o", str(rules))
-    assert (refused.status, refused.err.splitlines()[-1]) == (2, f"Error: {rules} exists; --force overwrites it.")
+    assert (refused.status, refused.err.splitlines()[-1]) == (
+        2,
+        f"ktllama: {rules}: already exists; --force overwrites it",
+    )
 
 
 def test_tune_shows_what_it_measured(speeds: Path) -> None:
@@ -103,6 +106,10 @@ def test_tune_shows_what_it_measured(speeds: Path) -> None:
         (("--model", "nowhere.gguf"), "nowhere.gguf"),
         (("--vram", "none", "--ram", "900T"), "--ram 900 TiB: this machine has "),
         (("--vram", "x"), "--vram 'x'"),
+        (("--minutes", "nan"), "nan is no number"),
+        (("--force",), "--force is for --output"),
+        (("--output", "/nowhere/rules.yaml"), "/nowhere/rules.yaml: cannot be written: there is no such folder"),
+        (("--output", "x.yaml", "--state", "./x.yaml"), "--output and --state name the same file"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_in_a_line(words: tuple[str, ...], said: str) -> None:
@@ -110,3 +117,26 @@ def test_what_cannot_be_tuned_is_said_in_a_line(words: tuple[str, ...], said: st
     assert (ran.status, ran.out) == (2, "")
     assert said in ran.err
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("option", [("--force", "--output"), ("--again", "--state")])
+def test_the_files_that_are_read_are_not_written_over(option: tuple[str, str], tmp_path: Path) -> None:
+    model, rules = tmp_path / "model.gguf", tmp_path / "mine.yaml"
+    for file in (model, rules):
+        file.write_text("kept")
+        ran = ktllama("tune", "--model", str(model), "--rules", str(rules), *option, str(file))
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err == f"ktllama: {file}: is one of the files to read; give another name\n"
+        assert file.read_text() == "kept"
+
+
+def test_damaged_speeds_are_measured_again_where_that_is_asked_for(
+    speeds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ktllama.measuring.measure.measure", lambda wanted, start, keep, progress: start)
+    speeds.write_text("{")
+    refused = ktllama("tune", "--vram", "none", "--measure-only", "--json")
+    assert refused.status == 2
+    assert "holds no measured speeds; delete it and measure again" in refused.err
+    again = ktllama("tune", "--vram", "none", "--measure-only", "--json", "--again")
+    assert (again.status, json.loads(again.out)) == (0, [])
