@@ -147,7 +147,7 @@ def _contender(rules: str, name: str, model: str, options: Options, context: Con
     if 0 < trained < context.n_ctx:
         raise click.UsageError(
             f"a context of {context.n_ctx} tokens is longer than the {trained} that {translation.model.name} was "
-            "trained with: take smaller depths."
+            "trained with: take a smaller --ctx or smaller depths."
         )
     return Contender(
         name=name,

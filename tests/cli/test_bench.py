@@ -61,6 +61,7 @@ def refused(*words: str) -> Ran:
         (("--model", "hf:some/repo", "--rules", "tiny-r1/cpu"), "must be a file on this machine: download it first"),
         (("--ctx", "256", "--depth", "1024"), "--ctx 256 is too small: these depths and tokens need 1280."),
         (("--depth", "100000"), "is longer than the"),
+        (("--ctx", "100000"), "tiny-R1 was trained with: take a smaller --ctx or smaller depths."),
         (("--rules", "tiny-r1/1gpu"), "CUDA0"),
     ],
 )
