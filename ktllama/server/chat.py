@@ -71,8 +71,8 @@ async def chat_completions(request: Request) -> Response:
     return await respond(
         request,
         running,
-        events=(lambda notes: _events(plan, running, notes)) if body.stream else None,
-        whole=lambda notes: _whole(plan, running, notes),
+        events=(lambda: _events(plan, running, notes)) if body.stream else None,
+        whole=lambda: _whole(plan, running, notes),
         left_out=left_out,
     )
 

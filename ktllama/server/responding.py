@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from ktllama.server.event_stream import EventStream
-from ktllama.server.notes import RequestNotes, notes_of
+from ktllama.server.notes import notes_of
 from ktllama.server.presence import ClientGoneError, unless_gone
 from ktllama.server.running import Running
 from ktllama.server.state import server_state
@@ -25,27 +25,24 @@ async def respond(
     request: Request,
     running: Running,
     *,
-    events: Callable[[RequestNotes], AsyncGenerator[bytes, None]] | None,
-    whole: Callable[[RequestNotes], Coroutine[Any, Any, bytes]],
+    events: Callable[[], AsyncGenerator[bytes, None]] | None,
+    whole: Callable[[], Coroutine[Any, Any, bytes]],
     left_out: list[str],
 ) -> Response:
     """Open `running` and answer: by its `events` where the request streams, else with the `whole`.
 
     A client that goes away before its answer begins gets none (status 499 in the log).
     """
-    notes = notes_of(request.scope)
     headers = ignored_header(left_out)
     try:
         await unless_gone(request.receive, running.open())
         if events is not None:
             keep_alive_seconds = server_state(request).settings.keep_alive_seconds
-            return EventStream(
-                events(notes), close=running.close, keep_alive_seconds=keep_alive_seconds, headers=headers
-            )
-        answer = await unless_gone(request.receive, whole(notes))
+            return EventStream(events(), close=running.close, keep_alive_seconds=keep_alive_seconds, headers=headers)
+        answer = await unless_gone(request.receive, whole())
         return Response(answer, headers=headers, media_type="application/json")
     except ClientGoneError:
-        notes.client_left = True
+        notes_of(request.scope).client_left = True
         return Response(status_code=499)
 
 
