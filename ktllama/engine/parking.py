@@ -20,6 +20,8 @@ _LEAST_NEW_TOKENS = 32
 _LEAST_GAIN = 8
 _COPIED_FOR_ONE_COMPUTED = 64
 _COMPARED_AT_ONCE = 256
+#: Prompts that are kept at most: every new one is compared with all of them, at 3 µs each.
+MOST_PROMPTS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +38,7 @@ class Parked:
 
 
 class ParkingLot:
-    """Parked prompts, at most `max_bytes` of them; the least recently used ones make room."""
+    """Parked prompts, at most `MOST_PROMPTS` and `max_bytes` of them; the least recently used ones make room."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -84,7 +86,7 @@ class ParkingLot:
             return False
         for other in [other for other in self._parked if other.tokens == tokens[: len(other.tokens)]]:
             self._drop(other)
-        while self.n_bytes + n_bytes > self.max_bytes:
+        while self.n_bytes + n_bytes > self.max_bytes or len(self._parked) >= MOST_PROMPTS:
             self.evictions += 1
             self._drop(next(iter(self._parked)))
         return True

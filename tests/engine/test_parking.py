@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ktllama.engine.parking import Parked, ParkingLot
+from ktllama.engine.parking import MOST_PROMPTS, Parked, ParkingLot
 from tests.engine.driver import Driver, alone, ask
 from tests.engine.fake_executor import FakeOptions, SavedFakes
 
@@ -69,6 +69,14 @@ def test_the_least_recently_used_make_room_and_what_is_too_large_stays_out() -> 
     assert (found(lot, "1"), found(lot, "a"), found(lot, "A")) == (("1234567890", 1), (None, 0), ("ABCDE", 1))
     park(lot, parked("ABCDE" + "-" * 16))
     assert (len(lot), lot.n_bytes, lot.evictions) == (2, 15, 1)
+
+
+def test_so_many_prompts_are_kept_at_most_that_comparing_them_costs_little() -> None:
+    lot = ParkingLot(1_000_000)
+    for number in range(MOST_PROMPTS + 1):
+        park(lot, parked(f"{number:04}"))
+    assert (len(lot), lot.n_bytes, lot.evictions) == (MOST_PROMPTS, 4 * MOST_PROMPTS, 1)
+    assert found(lot, "0000") == ("0001", 3)
 
 
 def test_a_parked_prompt_leaves_the_cells_and_comes_back_as_computed() -> None:
