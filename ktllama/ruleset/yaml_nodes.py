@@ -1,7 +1,8 @@
 """YAML text → a tree of values with the place of every key and value.
 
 The values are those of ``yaml.FullLoader`` (YAML 1.1: ``yes`` is true, ``0o17`` a text, ``1_000`` a number; the last of
-duplicate keys wins; a mapping's own keys win over merged ones), which ktransformers reads rule files with. The tree is
+duplicate keys wins; a mapping's own keys win over merged ones; of several merged mappings the first of a list and the
+last ``<<`` win, as YAML and PyYAML before 6.0.4 have it), which ktransformers reads rule files with. The tree is
 built from libyaml's event stream without recursion, so neither deep nesting nor alias bombs cost more than their text.
 """
 
@@ -28,6 +29,8 @@ _TAG = "tag:yaml.org,2002:"
 _MERGE_TAG, _EQUALS_TAG = f"{_TAG}merge", f"{_TAG}value"
 _SCALAR_KINDS = frozenset({"null", "bool", "int", "float", "binary", "timestamp", "str"})
 _STRING_TAG = f"{_TAG}str"
+#: libyaml has a limit of its own since PyYAML 6.0.4, and looks far enough ahead to meet it before ours.
+_LIBYAML_TOO_DEEP = "exceeded maximum nesting depth"
 
 
 # Named tuples, not dataclasses: a file has thousands of nodes, and these cost a third to make.
@@ -134,14 +137,20 @@ class Composer:
     def compose(self, text: str) -> Node | None:
         """The document's tree, or None when it holds nothing."""
         root: Node | None = None
-        for event in _events(text):
-            node = self._node(event)
-            if node is None:
-                continue
-            if self._open:
-                self._open[-1].nodes.append(node)
-            else:
-                root = self._as_value(node)
+        try:
+            for event in _events(text):
+                node = self._node(event)
+                if node is None:
+                    continue
+                if self._open:
+                    self._open[-1].nodes.append(node)
+                else:
+                    root = self._as_value(node)
+        except yaml.MarkedYAMLError as fault:
+            mark = fault.problem_mark
+            if mark is None or not str(fault.problem).startswith(_LIBYAML_TOO_DEEP):
+                raise
+            self._too_deep((mark.line + 1, mark.column + 1))
         return root
 
     def _node(self, event: yaml.Event) -> Node | None:
@@ -246,8 +255,10 @@ class Composer:
         own: dict[Hashable, Entry] = {}
         merged: list[Entry] = []
         incomplete = frame.broken
+        first_merge: Place | None = None
         for key, value in zip(frame.nodes[::2], frame.nodes[1::2], strict=True):
             if isinstance(key, Scalar) and isinstance(key.value, _Special) and key.value.text == "<<":
+                first_merge = self._note_repetition("<<", key, first_merge)
                 sources = self._merge_sources(value)
                 incomplete |= not sources
                 merged += [entry for source in sources for entry in source.entries.values()]
@@ -268,14 +279,20 @@ class Composer:
     def _entry(self, key: Scalar, value: Node, earlier: dict[Hashable, Entry]) -> Entry:
         name = key.value.text if isinstance(key.value, _Special) else key.value
         first = earlier.get(name)
-        if first is not None and not key.broken:
+        if not key.broken:
+            self._note_repetition(name, key, first and first.place)
+        return Entry(name, key.place, value)
+
+    def _note_repetition(self, name: Hashable, key: Scalar, first: Place | None) -> Place:
+        """Report a key that was at ``first`` already; gives the place for the next one's ``first``."""
+        if first is not None:
             self._findings.add(
                 "duplicate-key",
-                f"key '{shown(str(name))}' appears twice in this mapping, on line {first.place[0]} and line "
+                f"key '{shown(str(name))}' appears twice in this mapping, on line {first[0]} and line "
                 f"{key.place[0]}; the last one wins, delete one of them",
                 key.place,
             )
-        return Entry(name, key.place, value)
+        return first or key.place
 
     def _merge_sources(self, node: Node) -> list[Mapping]:
         """The mappings that ``<<: node`` merges, weakest first: of a list of mappings, the first one wins."""

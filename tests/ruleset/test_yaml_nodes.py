@@ -37,7 +37,7 @@ def value_of(text: str) -> object:
         "{a: 1, b: [x, {c: d}]}",
         "{=: a}",
         "a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3, r: 4}\n",
-        "a: &x {p: 1}\nb: &y {p: 2, q: 2}\nc: {<<: [*x, *y]}\nd: {<<: [*y, *x]}\ne: {<<: *x, <<: *y}\n",
+        "a: &x {p: 1}\nb: &y {p: 2, q: 2}\nc: {<<: [*x, *y]}\nd: {<<: [*y, *x]}\n",
         "a: &x {p: 1}\nb: &y {<<: *x, q: 2}\nc: {r: 3, <<: *y}\n",
         "a: {'<<': 1}\n",
         "- |\n  text\n- >-\n  folded\n  text\n",
@@ -78,6 +78,25 @@ def test_every_key_and_value_has_its_place() -> None:
         depth=3,
     )
     assert root == Sequence(place=(1, 1), items=(mapping,), broken=False, size=7, depth=4)
+
+
+def test_the_last_of_two_merges_wins_and_the_repetition_is_told() -> None:
+    root, found = compose("a: &x {pp: 1}\nb: &y {pp: 2, q: 2}\nc: {<<: *x, <<: *y}\n")
+
+    assert isinstance(root, Mapping)
+    assert python_value(root.entries["c"].node) == {"pp": 2, "q": 2}
+    assert found == [
+        "r.yaml:3:13: warning: key '<<' appears twice in this mapping, on line 3 and line 3; the last one wins, "
+        "delete one of them [duplicate-key]"
+    ]
+
+
+def test_of_a_list_of_merges_the_first_wins() -> None:
+    root, found = compose("a: &x {pp: 1}\nb: &y {pp: 2, q: 2}\nc: {<<: [*x, *y]}\n")
+
+    assert isinstance(root, Mapping)
+    assert python_value(root.entries["c"].node) == {"pp": 1, "q": 2}
+    assert found == []
 
 
 def test_a_merged_entry_keeps_the_place_it_was_written_at() -> None:
@@ -186,7 +205,7 @@ def test_a_merge_bomb_stops_at_its_budget() -> None:
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("[" * 1_000_000, "1:101"),
+        ("[" * 500, "1:101"),
         ("{a: " * 1_000, "1:401"),
         ("- " * 1_000 + "a", "1:201"),
         ("- &a " + "[" * 90 + "]" * 90 + "\n- " + "[" * 20 + "*a" + "]" * 20 + "\n", "2:12"),
@@ -200,6 +219,20 @@ def test_deep_nesting_stops_early_also_through_aliases(text: str, place: str) ->
             "[yaml-depth]"
         ],
     )
+
+
+def test_nesting_that_libyaml_refuses_itself_is_told_alike() -> None:
+    places = ("1:101", "1:1001")  # before and since PyYAML 6.0.4
+    root, found = compose("[" * 1_000_000)
+
+    assert root is None
+    assert found in [
+        [
+            f"r.yaml:{place}: error: lists and mappings are nested more than 100 deep; a rule needs five levels "
+            "[yaml-depth]"
+        ]
+        for place in places
+    ]
 
 
 def test_a_number_of_a_thousand_digits_is_none() -> None:
