@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ktllama import devices
 from ktllama.lower import emit
 from ktllama.planner.commands import run_command, server_words
 from ktllama.planner.memory import DeviceMemory
@@ -61,7 +62,20 @@ def _source(plan: Plan) -> str:
         return "assumed unless given (--bandwidth, --link-bandwidth)"
     assumed = [gpu.name for gpu in plan.machine.gpus if not gpu.read_seconds]
     rest = f"; those of {', '.join(assumed)} assumed" if assumed else ""
+    if unknown := _unmeasured_types(plan):
+        rest += f"; {', '.join(unknown)} not measured: estimated from the types that were"
     return f"measured on this machine, by type of weights{rest}"
+
+
+def _unmeasured_types(plan: Plan) -> list[str]:
+    """The types of matrices on the host that no speed was measured of: of another model than ``ktllama tune`` had."""
+    placed = plan.translation.placement.tensors
+    there = {
+        tensor.type
+        for tensor in plan.translation.model.tensors
+        if len(tensor.shape) > 1 and tensor.name in placed and placed[tensor.name].device == devices.CPU
+    }
+    return sorted(there - set(plan.machine.cpu.read_seconds))
 
 
 def note_lines(plan: Plan) -> list[str]:

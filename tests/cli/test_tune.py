@@ -35,7 +35,7 @@ def speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_plan_uses_what_was_measured_here_and_says_so(speeds: Path) -> None:
     ran = ktllama(*PLAN, "--ram", "detected", "--threads", "1")
     assert ran.status == 0
-    assert "for GB/s of cpu 10, link 25; measured on this machine, by type of weights" in ran.out
+    assert "for GB/s of cpu 10, link 25; measured on this machine, by type of weights\n" in ran.out
     document = json.loads(ktllama(*PLAN, "--ram", "detected", "--threads", "1", "--json").out)
     assert document["speeds"] == "measured"
     # ten GB/s of what a token reads: half of 4096 cells are in the host's figure too
@@ -44,6 +44,16 @@ def test_plan_uses_what_was_measured_here_and_says_so(speeds: Path) -> None:
     for words in (("--ram", "16G"), ("--ram", "detected", "--speeds", "assumed"), ("--ram", "detected", "--bandwidth", "cpu=60G")):  # fmt: skip
         assert json.loads(ktllama(*PLAN, *words, "--json").out)["speeds"] == "assumed"
     assert json.loads(ktllama(*PLAN, "--ram", "16G", "--speeds", "measured", "--json").out)["speeds"] == "measured"
+
+
+def test_plan_says_which_types_were_not_measured(speeds: Path) -> None:
+    host = json.loads(speeds.read_text())
+    for one in host["devices"]:
+        del one["matrices"]["Q4_K"]
+    speeds.write_text(json.dumps(host))
+    ran = ktllama(*PLAN, "--ram", "detected", "--threads", "1")
+    said = " ".join(ran.out.split())
+    assert "by type of weights; Q4_K not measured: estimated from the types that were" in said
 
 
 def test_plan_says_how_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
