@@ -395,7 +395,10 @@ def test_interrupted_in_a_search_it_ends_with_130(rules: Path) -> None:
     patterns = [f"(([a-z.]+)+)+!{number}" for number in range(5)]
     rules.write_text("".join(rule(pattern, "cpu") for pattern in patterns))
     words = [*COMMAND, "lint", str(rules), "--preset", "deepseek-v2-lite"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     time.sleep(2)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)

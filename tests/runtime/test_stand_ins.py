@@ -109,6 +109,7 @@ def test_it_ends_with_its_parent(ending: signal.Signals) -> None:
         stderr=subprocess.DEVNULL,
         env=child_process.environment(),
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     with parent:
         assert parent.stdout is not None
