@@ -57,8 +57,7 @@ def _workload_options(command: _Command) -> _Command:
                          help="Tokens to decode at each depth; 0: none."),
             click.option("--repeat", type=click.IntRange(1, 1000), default=6, show_default=True, metavar="N",
                          help="Measurements of each; six are the fewest that give 95% confidence."),
-            click.option("--stand-ins", is_flag=True,
-                         help="Let the CPU stand in for devices that this machine lacks; their speeds mean nothing."),
+            shared.stand_ins_option,
             click.option("--ctx", type=click.IntRange(1, 1 << 24),
                          help="Context, in tokens.  [default: what the depths need]"),
         )

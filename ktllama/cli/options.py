@@ -36,6 +36,32 @@ TARGETS = ("python", "llama-server", "ik_llama.cpp")
 LOAD_MODES = ("auto", "none", "mmap", "mlock")
 CACHE_TYPE_NAMES = tuple(CACHE_TYPES)
 
+device_map_option = click.option(
+    "--device-map",
+    multiple=True,
+    metavar="RULE_DEVICE=LLAMA_DEVICE",
+    help="Name of a rule's device in llama.cpp, such as cuda:0=Vulkan1.",
+)
+stand_ins_option = click.option(
+    "--stand-ins",
+    is_flag=True,
+    help="Let the CPU stand in for devices that this machine lacks; their speeds mean nothing.",
+)
+strict_option = click.option("--strict", is_flag=True, help="Treat warnings as errors.")
+
+# What the planner is told, by plan and by tune.
+margin_option = click.option(
+    "--margin", metavar="SIZE", default="512M", show_default=True, help="Kept free on each device."
+)
+planned_context_option = click.option(
+    "--ctx",
+    type=click.IntRange(256, 1 << 24),
+    help="Context, in tokens of all sequences together.  [default: 32768, or what the model has]",
+)
+parallel_option = click.option(
+    "--parallel", type=click.IntRange(1, 256), default=1, show_default=True, help="Sequences."
+)
+
 
 def rules_argument(command: _Command) -> _Command:
     """The rule file."""
@@ -157,13 +183,7 @@ def placement_options(command: _Command) -> _Command:
             metavar="DEVICE",
             help="Where modules go that no rule matches.",
         ),
-        click.option(
-            "--device-map",
-            "device_map",
-            multiple=True,
-            metavar="RULE_DEVICE=LLAMA_DEVICE",
-            help="Name of a rule's device in llama.cpp, such as cuda:0=Vulkan1.",
-        ),
+        device_map_option,
     ):
         command = option(command)
     return command
@@ -213,9 +233,6 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(found):
             self.fail(f"{value} is no number.", param, ctx)
         return found
-
-
-strict_option = click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 
 
 def make_options(

@@ -38,7 +38,7 @@ def _budget_options(command: _Command) -> _Command:
                          "none: no GPU."),
             click.option("--ram", metavar="SIZE",
                          help="Memory of the host; detected: this one's.  [default: as much as it takes]"),
-            click.option("--margin", metavar="SIZE", default="512M", show_default=True, help="Kept free on each."),
+            shared.margin_option,
             click.option("--bandwidth", multiple=True, metavar="DEVICE=SPEED",
                          help="What a device reads of its memory a second, such as cpu=200G.  [default: assumed]"),
             click.option("--speeds", type=click.Choice(("auto", "measured", "assumed")), default="auto",
@@ -56,9 +56,8 @@ def _context_options(command: _Command) -> _Command:
     """The context, and what of it may be chosen."""
     for option in reversed(
         (
-            click.option("--ctx", type=click.IntRange(256, 1 << 24),
-                         help="Context, in tokens of all sequences together.  [default: 32768, or what the model has]"),
-            click.option("--parallel", type=click.IntRange(1, 256), default=1, show_default=True, help="Sequences."),
+            shared.planned_context_option,
+            shared.parallel_option,
             click.option("--kv-type", type=click.Choice(shared.CACHE_TYPE_NAMES), default="f16", show_default=True),
             click.option("--flash-attn", type=click.Choice(("auto", "on", "off")), default="auto", show_default=True),
             click.option("--ubatch", metavar="N", default="auto", show_default=True, help="Tokens a graph."),
@@ -78,8 +77,7 @@ def _context_options(command: _Command) -> _Command:
 @click.option("-r", "--rules", metavar="RULES", help="What they fix stays; where they say auto, the plan decides.")
 @_budget_options
 @_context_options
-@click.option("--device-map", multiple=True, metavar="RULE_DEVICE=LLAMA_DEVICE",
-              help="Name of a rule's device in llama.cpp, such as cuda:0=Vulkan1.")  # fmt: skip
+@shared.device_map_option
 @click.option("--target", type=click.Choice(("python", "llama-server")), help="What will run the model.")
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="text", show_default=True, help="Output.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")

@@ -39,11 +39,9 @@ def _machine_options(command: _Command) -> _Command:
                          help="Memory of each GPU that may be used: 24G,12G or cuda:0=24G; none: no GPU."),
             click.option("--ram", metavar="SIZE", default=budgets.DETECTED, show_default=True,
                          help="Memory of the host that may be used."),
-            click.option("--margin", metavar="SIZE", default="512M", show_default=True, help="Kept free on each."),
-            click.option("--device-map", multiple=True, metavar="RULE_DEVICE=LLAMA_DEVICE",
-                         help="Name of a rule's device in llama.cpp, such as cuda:0=Vulkan1."),
-            click.option("--stand-ins", is_flag=True,
-                         help="Let the CPU stand in for devices that this machine lacks; their speeds mean nothing."),
+            shared.margin_option,
+            shared.device_map_option,
+            shared.stand_ins_option,
         )
     ):  # fmt: skip
         command = option(command)
@@ -54,9 +52,8 @@ def _trial_options(command: _Command) -> _Command:
     """What is tried."""
     for option in reversed(
         (
-            click.option("--ctx", type=click.IntRange(256, 1 << 24),
-                         help="Context, in tokens of all sequences together.  [default: 32768, or what the model has]"),
-            click.option("--parallel", type=click.IntRange(1, 256), default=1, show_default=True, help="Sequences."),
+            shared.planned_context_option,
+            shared.parallel_option,
             click.option("--kv-type", "kv_types", multiple=True, type=click.Choice(shared.CACHE_TYPE_NAMES),
                          default=("f16",), show_default=True,
                          help="The KV cache's type; give it again for each coarser one that may be tried."),
