@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -16,9 +15,11 @@ from ktllama.placing.ir import TensorPlacement
 from ktllama.ruleset.wording import shown
 from ktllama.translation import Translation
 
-_PACKAGE = "ktllama.explaining"
-_STYLES = ("base.css", "tips.css", "layers.css")
-_SCRIPTS = ("base.js", "layers.js", "rules.js")
+_SOURCES = page.Sources(
+    package="ktllama.explaining",
+    styles=("base.css", "tips.css", "layers.css"),
+    scripts=("base.js", "layers.js", "rules.js"),
+)
 
 #: Columns outside the layers: what comes before the first, and what after the last.
 _INPUT, _OUTPUT = "in", "out"
@@ -35,13 +36,7 @@ def render(translation: Translation, after: Translation | None = None) -> str:
         DifferentModelsError: when the two are not for the same tensors.
     """
     data = document(translation, after)
-    parts = {
-        "title": html.escape(f"{shown(translation.model.name)} · ktllama"),
-        "style": page.shared(*_STYLES),
-        "script": page.shared(*_SCRIPTS) + page.source(_PACKAGE, "page.js"),
-        "data": page.inert_json(data),
-    }
-    return page.fill(page.source(_PACKAGE, "page.html"), parts)
+    return page.document(_SOURCES, f"{shown(translation.model.name)} · ktllama", {}, data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,11 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str
     return f"<table><caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def entries(pairs: Iterable[tuple[str, str]]) -> str:
+    """The entries of a list of names and values, each pair kept together."""
+    return "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in pairs)
+
+
 def folded(summary: str, inside: str) -> str:
     """What is shown when one asks for it; wide content scrolls by itself."""
     return f'<details><summary>{text(summary)}</summary><div class="scroll">{inside}</div></details>'

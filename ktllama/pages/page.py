@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
 from ktllama.errors import PathError
+from ktllama.pages import markup
 
 _MARKER = re.compile(r"\{\{([a-z]+)\}\}")
 _SHARED = "ktllama.pages"
@@ -59,6 +61,34 @@ def is_same_file(path: str, other: str) -> bool:
         return Path(path).samefile(other)
     except OSError:  # one of them does not exist
         return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Of what a page is made: ``page.html`` and ``page.css`` of a package, the latter after styles that pages share.
+
+    One that draws something has shared scripts too, and a ``page.js`` of its own after them.
+    """
+
+    package: str
+    styles: tuple[str, ...]
+    scripts: tuple[str, ...] = ()
+
+
+def document(sources: Sources, title: str, parts: Mapping[str, str], data: object = None) -> str:
+    """A whole page. ``parts`` are HTML for its template, ``data`` is what its scripts draw, as :func:`inert_json`."""
+    drawing = ""
+    if sources.scripts:
+        script = shared(*sources.scripts) + source(sources.package, "page.js")
+        drawing = fill(source(_SHARED, "drawing.html"), {"data": inert_json(data), "script": script})
+    whole = {
+        "policy": "script-src 'unsafe-inline'; " if sources.scripts else "",
+        "title": markup.text(title),
+        "style": shared(*sources.styles) + source(sources.package, "page.css"),
+        "body": fill(source(sources.package, "page.html"), parts),
+        "drawing": drawing,
+    }
+    return fill(source(_SHARED, "frame.html"), whole)
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ktllama import devices
 from ktllama.explaining import page as placement_page
 from ktllama.pages import page
-from ktllama.pages.markup import folded, table, text
+from ktllama.pages.markup import entries, folded, table, text
 from ktllama.planner import curves, wording
 from ktllama.planner.memory_bars import bars
 from ktllama.planner.plan import Plan
@@ -15,22 +15,21 @@ from ktllama.planner.survey import Survey
 from ktllama.ruleset.wording import harmless, shown
 from ktllama.units import format_bytes, format_number
 
-_PACKAGE = "ktllama.planner"
-_STYLES = ("base.css", "tips.css", "layers.css", "chart.css")
-_SCRIPTS = ("base.js", "layers.js", "rules.js")
+_SOURCES = page.Sources(
+    package="ktllama.planner",
+    styles=("base.css", "tips.css", "layers.css", "chart.css"),
+    scripts=("base.js", "layers.js", "rules.js"),
+)
 
 
 def render(survey: Survey, model: str, output: str | None) -> str:
     """The page. ``model`` and ``output`` are where the model is, and where the rule file was written, if it was."""
     plan = survey.plan
+    name = shown(plan.translation.model.name)
     parts = {
-        "title": text(f"{shown(plan.translation.model.name)} · ktllama plan"),
-        "style": page.shared(*_STYLES),
-        "script": page.shared(*_SCRIPTS) + page.source(_PACKAGE, "page.js"),
-        "data": page.inert_json(_layers(plan)),
-        "name": text(shown(plan.translation.model.name)),
+        "name": text(name),
         "facts": text(" · ".join(_facts(plan))),
-        "totals": "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in _totals(plan)),
+        "totals": entries(_totals(plan)),
         "bars": bars(plan.memory, _swatches(plan), _llama_names(plan)),
         "memory": folded("Memory as a table", _memory_table(plan)),
         "cards": curves.card_chart(survey),
@@ -40,8 +39,8 @@ def render(survey: Survey, model: str, output: str | None) -> str:
         "contextwords": _items(curves.context_sentences(survey)),
         "contexttable": folded("Contexts as a table", curves.context_table(survey)),
         "devices": "".join(
-            f'<span><i class="swatch" style="background:{colour}"></i>{text(name)}</span>'
-            for name, colour in sorted(_swatches(plan).items(), key=lambda item: devices.order(item[0]))
+            f'<span><i class="swatch" style="background:{colour}"></i>{text(device)}</span>'
+            for device, colour in sorted(_swatches(plan).items(), key=lambda item: devices.order(item[0]))
         ),
         "settings": _pairs(wording.settings_rows(plan)),
         "notes": _items([*wording.predicted_lines(plan)[2:], *wording.note_lines(plan)]),
@@ -49,7 +48,7 @@ def render(survey: Survey, model: str, output: str | None) -> str:
         "candidates": folded("Ubatches that were weighed", _candidates(plan)),
         "rules": folded("The rule file", f"<pre>{text(plan.rules)}</pre>"),
     }
-    return page.fill(page.source(_PACKAGE, "page.html"), parts)
+    return page.document(_SOURCES, f"{name} · ktllama plan", parts, _layers(plan))
 
 
 def _layers(plan: Plan) -> dict[str, object]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import html
-
 import numpy as np
 
 from ktllama.pages import page
+from ktllama.pages.markup import entries, text
 from ktllama.ruleset.wording import shown
 from ktllama.validating.plots import device_classes, layer_plot, position_plot
 from ktllama.validating.report import Report, flips, number, sources, suspicion, totals, verdict
 
+_SOURCES = page.Sources(package="ktllama.validating", styles=("base.css",))
 _SIGNS = (
     "dot: the typical token, with all errors up to here",
     "bar: up to the worst token",
@@ -29,23 +29,19 @@ _ACTIVATIONS = {
 def render(report: Report) -> str:
     """The page."""
     parts = {
-        "title": _text(f"{shown(report.name)} · ktllama validate"),
-        "style": page.shared("base.css"),
-        "name": _text(shown(report.name)),
-        "facts": _text(" · ".join(facts(report))),
+        "name": text(shown(report.name)),
+        "facts": text(" · ".join(facts(report))),
         "mood": "good" if report.ok else "bad",
-        "verdict": _text(verdict(report)),
+        "verdict": text(verdict(report)),
         "said": _said(report),
-        "totals": "".join(
-            f"<div><dt>{_text(what)}</dt><dd>{_text(value)}</dd></div>" for what, value in totals(report)
-        ),
+        "totals": entries(totals(report)),
         "legend": _legend(report),
         "layers": layer_plot(report),
         "positions": position_plot(report),
-        "sources": "".join(f"<li>{_text(line)}</li>" for line in sources(report)),
+        "sources": "".join(f"<li>{text(line)}</li>" for line in sources(report)),
         "table": _table(report),
     }
-    return page.fill(page.source("ktllama.validating", "page.html"), parts)
+    return page.document(_SOURCES, f"{shown(report.name)} · ktllama validate", parts)
 
 
 def facts(report: Report) -> list[str]:
@@ -65,28 +61,24 @@ def facts(report: Report) -> list[str]:
     ]
 
 
-def _text(text: str) -> str:
-    return html.escape(text)
-
-
 def _said(report: Report) -> str:
     found = report.suspect
     lines = []
     if (line := suspicion(report)) is not None:
         kind = "said bad" if found is not None and found.certain else "said"
-        lines.append(f'<p class="{kind}">{_text(line)}</p>')
+        lines.append(f'<p class="{kind}">{text(line)}</p>')
     if (line := flips(report)) is not None:
-        lines.append(f'<p class="said">{_text(line)}</p>')
+        lines.append(f'<p class="said">{text(line)}</p>')
     return "".join(lines)
 
 
 def _legend(report: Report) -> str:
-    entries = [
-        f'<span><svg viewBox="0 0 12 12"><circle class="f-{kind}" cx="6" cy="6" r="5"/></svg>{_text(name)}</span>'
+    signs = [
+        f'<span><svg viewBox="0 0 12 12"><circle class="f-{kind}" cx="6" cy="6" r="5"/></svg>{text(name)}</span>'
         for name, kind in device_classes(report).items()
     ]
-    entries += [f"<span>{_text(sign)}</span>" for sign in _SIGNS]
-    return "".join(entries)
+    signs += [f"<span>{text(sign)}</span>" for sign in _SIGNS]
+    return "".join(signs)
 
 
 def _table(report: Report) -> str:
@@ -106,5 +98,5 @@ def _table(report: Report) -> str:
 
 def _row(cells: tuple[str, ...], *, bad: bool) -> str:
     opened = ["<td>" if column == 1 else '<td class="n">' for column in range(len(cells))]
-    made = "".join(f"{tag}{_text(cell)}</td>" for tag, cell in zip(opened, cells, strict=True))
+    made = "".join(f"{tag}{text(cell)}</td>" for tag, cell in zip(opened, cells, strict=True))
     return f'<tr class="bad">{made}</tr>' if bad else f"<tr>{made}</tr>"

@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ktllama.pages import page
+from tests.pages.reader import Reader, read
 
 
 def test_embedded_json_holds_no_markup() -> None:
     text = page.inert_json({"a": "</script>&<!--\u2028\x00é\ud800"})
     assert re.search(r"[<>&\u2028\x00]|[^\x00-\x7f]", text) is None
     assert json.loads(text) == {"a": "</script>&<!--\u2028\x00é\ud800"}
+
+
+def test_only_a_page_that_draws_may_run_a_script() -> None:
+    sources = page.Sources(package="ktllama.explaining", styles=("base.css",), scripts=("base.js",))
+    drawn, data = read(page.document(sources, "<one>", {}, {"a": "</script>"}))
+    still = Reader()
+    still.feed(page.document(replace(sources, scripts=()), "<one>", {}))
+    assert data == {"a": "</script>"}
+    assert drawn.texts["title"] == still.texts["title"] == "<one>"
+    assert [tag for tag, _ in still.elements if tag == "script"] == []
+    assert (_policy(drawn), _policy(still)) == (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'",
+    )
+
+
+def _policy(reader: Reader) -> str | None:
+    named = [attributes for _, attributes in reader.elements if "http-equiv" in attributes]
+    assert [attributes["http-equiv"] for attributes in named] == ["Content-Security-Policy"]
+    return named[0]["content"]
 
 
 def test_a_page_overwrites_nothing_unless_it_may(tmp_path: Path) -> None:
