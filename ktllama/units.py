@@ -1,4 +1,4 @@
-"""Sizes as people write and read them."""
+"""Sizes and counts as people write and read them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def size_word(n_bytes: int) -> str:
 def format_number(value: float) -> str:
     """``7.2475`` → ``7.25``, ``1047.9`` → ``1048``: three significant digits, and never an exponent below 10¹⁵."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """``1, "token"`` → ``1 token``, ``0, "token"`` → ``0 tokens``; ``plural`` is for nouns that do not take an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {plural or f'{noun}s'}"
 
 
 def parse_bytes(text: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ktllama.units import format_bytes, format_number, parse_bytes
+from ktllama.units import counted, format_bytes, format_number, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,16 @@ from ktllama.units import format_bytes, format_number, parse_bytes
 )
 def test_numbers_have_three_digits_and_no_exponent(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_only_one_of_a_thing_is_singular() -> None:
+    assert [counted(count, "thread") for count in (0, 1, 2, 1086)] == [
+        "0 threads",
+        "1 thread",
+        "2 threads",
+        "1086 threads",
+    ]
+    assert [counted(count, "mismatch", "mismatches") for count in (1, 2)] == ["1 mismatch", "2 mismatches"]
 
 
 def test_sizes_are_binary_and_read_as_they_are_written() -> None:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from ktllama.chatting.speaker import Ended, Said
+from ktllama.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,8 +147,9 @@ class TerminalDisplay:
         seconds = time.monotonic() - self._thinking_since
         if self._column_open:
             self._console.print("\n")
-        tokens = f"{self._thinking_tokens} token{'' if self._thinking_tokens == 1 else 's'}"
-        self._console.print(f"thought for {tokens}, {seconds:.1f} s", style="dim italic")
+        self._console.print(
+            f"thought for {counted(self._thinking_tokens, 'token')}, {seconds:.1f} s", style="dim italic"
+        )
         self._thinking.clear()
         self._column_open = False
 
@@ -168,7 +170,7 @@ class TerminalDisplay:
         rate = ended.completion_tokens / seconds if seconds > 0 else 0.0
         why = "" if ended.reason == "stop" else f"{_why(ended)}; "
         thinking = f", {ended.reasoning_tokens} of them thinking" if ended.reasoning_tokens else ""
-        return f"{why}{ended.completion_tokens} tokens{thinking}, {seconds:.1f} s, {rate:.1f} tokens/s"
+        return f"{why}{counted(ended.completion_tokens, 'token')}{thinking}, {seconds:.1f} s, {rate:.1f} tokens/s"
 
 
 def _why(ended: Ended | None) -> str:

@@ -13,6 +13,7 @@ from ktllama.chatting.display import Display
 from ktllama.chatting.interrupts import Interrupts
 from ktllama.chatting.lines import ReadLine, entries
 from ktllama.chatting.speaker import Ended, Question, Said, Speaker, SpeakerError
+from ktllama.units import counted
 
 HELP = """\
 /system TEXT   say what the model is to be; without a text, show it
@@ -178,7 +179,7 @@ class Session:
             self._display.tell(f"{name}: {getattr(fault, 'strerror', None) or fault}")
         else:
             n_turns = len(conversation.turns)
-            self._display.tell(f"{name}: {n_turns} turn{'' if n_turns == 1 else 's'}")
+            self._display.tell(f"{name}: {counted(n_turns, 'turn')}")
 
     def _exit(self, _: str) -> None:
         self._left = True

@@ -13,14 +13,14 @@ from ktllama.benching.comparison import Measured, Workload
 from ktllama.benching.document import STAND_INS_NOTE
 from ktllama.benching.intervals import CONFIDENCE, Interval
 from ktllama.cli.text import make_console, plain_table, print_heading, print_lines, print_title
-from ktllama.units import format_bytes
+from ktllama.units import counted, format_bytes
 
 
 def print_comparison(model: str, workload: Workload, measured: Sequence[Measured], stream: TextIO) -> None:
     """Write the tables of ``measured`` to ``stream``."""
     console = make_console(stream)
     context = measured[0].contender.context
-    threads = "all threads" if context.n_threads is None else f"{context.n_threads} threads"
+    threads = "all threads" if context.n_threads is None else counted(context.n_threads, "thread")
     print_title(console, Path(model).name, f"{threads}, KV cache {context.type_k}, ubatch {context.n_ubatch}")
     print_heading(console, "Memory")
     console.print(Padding(_memory(measured), (0, 0, 0, 2), expand=False))
@@ -89,8 +89,8 @@ def _notes(workload: Workload, measured: Sequence[Measured]) -> list[str]:
     if found.confidence < CONFIDENCE:
         lines.append("that is less than 95%: --repeat 6 is the least that gives it")
     lines.append(
-        f"prefill reads {workload.prefill_tokens} tokens, decode {workload.decode_tokens} one by one, after as many as "
-        "the depth says"
+        f"prefill reads {counted(workload.prefill_tokens, 'token')}, decode {workload.decode_tokens} one by one, "
+        "after as many as the depth says"
     )
     stand_ins = sorted({name for one in measured for name in one.loaded.stand_ins})
     if stand_ins:

@@ -11,14 +11,14 @@ from rich.table import Table
 from ktllama.cli.text import make_console, plain_table, print_heading, print_lines, print_title
 from ktllama.planner import wording
 from ktllama.planner.plan import Plan
-from ktllama.units import format_bytes
+from ktllama.units import counted, format_bytes
 
 
 def print_plan(plan: Plan, model: str, output: str | None, stream: TextIO) -> None:
     """Write everything about ``plan`` to ``stream``. ``output`` is where its rule file was written, if it was."""
     console = make_console(stream)
     of = plan.translation.model
-    print_title(console, of.name, f"{of.architecture}, {of.n_layers} layers, {format_bytes(of.n_bytes)}")
+    print_title(console, of.name, f"{of.architecture}, {counted(of.n_layers, 'layer')}, {format_bytes(of.n_bytes)}")
     print_heading(console, "Memory")
     _print_table(console, _memory(plan))
     print_heading(console, "Settings")

@@ -15,6 +15,7 @@ from ktllama.cli.translate import report
 from ktllama.model.sources import is_remote
 from ktllama.ruleset.wording import printable
 from ktllama.translation import Translation, translate
+from ktllama.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from ktllama.runtime.buffers import BufferCheck
@@ -125,7 +126,6 @@ def _progress() -> Iterator[Callable[[float], bool | None] | None]:
 def _check(translation: Translation, loaded: LoadedModel) -> BufferCheck:
     """Compare the buffers with the plan and say what came of it."""
     from ktllama.runtime.buffers import check_buffers
-    from ktllama.units import format_bytes
 
     checked = check_buffers(loaded, translation.placement, translation.options.device_map)
     for device, planned in checked.planned_bytes.items():
@@ -151,7 +151,7 @@ def _write(stream: TextStream) -> None:
     click.echo()
     timings = stream.timings
     click.echo(
-        f"prefill {timings.prefill_tokens} tokens, {timings.prefill_tokens_per_second:.1f} tokens/s; "
-        f"decode {timings.decode_tokens} tokens, {timings.decode_tokens_per_second:.1f} tokens/s",
+        f"prefill {counted(timings.prefill_tokens, 'token')}, {timings.prefill_tokens_per_second:.1f} tokens/s; "
+        f"decode {counted(timings.decode_tokens, 'token')}, {timings.decode_tokens_per_second:.1f} tokens/s",
         err=True,
     )

@@ -20,7 +20,7 @@ from ktllama.placing.ir import TensorPlacement
 from ktllama.ruleset.rules import Rule
 from ktllama.ruleset.wording import harmless, printable, shown
 from ktllama.translation import Translation
-from ktllama.units import format_bytes
+from ktllama.units import counted, format_bytes
 
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _CONTEXT = 32768
@@ -34,7 +34,8 @@ def print_translation(translation: Translation, model_path: str, stream: TextIO)
     print_title(
         console,
         model.name,
-        f"{model.architecture}, {model.n_layers} layers, {len(model.tensors)} tensors, {format_bytes(model.n_bytes)}",
+        f"{model.architecture}, {counted(model.n_layers, 'layer')}, {counted(len(model.tensors), 'tensor')}, "
+        f"{format_bytes(model.n_bytes)}",
     )
     if not translation.has_errors:
         print_heading(console, "Settings")

@@ -14,14 +14,14 @@ from ktllama.planner.plan import Plan
 from ktllama.planner.wording import next_lines, settings_rows
 from ktllama.tuning.search import Found, wording
 from ktllama.tuning.trials import ALIKE, Trial
-from ktllama.units import format_bytes
+from ktllama.units import counted, format_bytes
 
 
 def print_found(plan: Plan, found: Found, model: str, output: str | None, state: str, stream: TextIO) -> None:
     """Write the trials and the settings that won to ``stream``."""
     console = make_console(stream)
     of = plan.translation.model
-    print_title(console, of.name, f"{of.architecture}, {of.n_layers} layers, {format_bytes(of.n_bytes)}")
+    print_title(console, of.name, f"{of.architecture}, {counted(of.n_layers, 'layer')}, {format_bytes(of.n_bytes)}")
     print_heading(console, "Tried")
     console.print(Padding(_trials(found), (0, 0, 0, 2), expand=False))
     print_heading(console, "Settings that won")
@@ -39,7 +39,7 @@ def print_speeds(speeds: Speeds, stream: TextIO) -> None:
     """Write what was measured of every device to ``stream``."""
     console = make_console(stream)
     for (device, n_threads), one in speeds.devices.items():
-        print_heading(console, f"{device} with {n_threads} threads")
+        print_heading(console, f"{device} with {counted(n_threads, 'thread')}")
         table = plain_table("weights", "buffer", "decode", "experts", "prefill", right=(2, 3, 4))
         for name, by_buffer in one.matrices.items():
             for times in by_buffer.values():

@@ -18,7 +18,7 @@ from ktllama.diagnostics import Diagnostic
 from ktllama.errors import ModelFileError
 from ktllama.model.sources import is_remote
 from ktllama.translation import Translation, translate
-from ktllama.units import format_bytes
+from ktllama.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -159,7 +159,7 @@ def _print(translation: Translation, verification: Verification) -> None:
     from ktllama.cli.text import make_console, print_lines, print_title
 
     console = make_console(sys.stdout)
-    print_title(console, translation.model.name, f"{len(translation.model.tensors)} tensors")
+    print_title(console, translation.model.name, counted(len(translation.model.tensors), "tensor"))
     console.print(_tally_table(verification))
     console.print()
     console.print(_memory_table(verification))
@@ -170,7 +170,8 @@ def _print(translation: Translation, verification: Verification) -> None:
         print_lines(console, str(found), style="bold red")
     if len(verification.mismatches) > _SHOWN_MISMATCHES:
         print_lines(console, f"… and {len(verification.mismatches) - _SHOWN_MISMATCHES} more", style="bold red")
-    verdict = "as planned: 100%" if verification.ok else f"NOT as planned: {len(verification.mismatches)} mismatches"
+    differing = counted(len(verification.mismatches), "mismatch", "mismatches")
+    verdict = "as planned: 100%" if verification.ok else f"NOT as planned: {differing}"
     console.print(f"\n{verdict}", style=f"bold {'green' if verification.ok else 'red'}")
 
 
@@ -190,7 +191,6 @@ def _tally_table(verification: Verification) -> Table:
 
 def _memory_table(verification: Verification) -> Table:
     from ktllama.cli.text import plain_table
-    from ktllama.units import format_bytes
 
     table = plain_table("device", "weights", "KV cache", "compute", "together", right=(1, 2, 3, 4))
     parts = (verification.weight_bytes, verification.kv_bytes, verification.compute_bytes)

@@ -56,7 +56,7 @@ function drawSettings() {
 
 function drawFacts() {
   const plan = plans[state.plan];
-  const facts = `${model.architecture}, ${model.n_layers} layers, ${model.n_tensors.toLocaleString("en")} tensors, ${bytes(model.n_bytes)}`;
+  const facts = `${model.architecture}, ${counted(model.n_layers, "layer")}, ${counted(model.n_tensors, "tensor")}, ${bytes(model.n_bytes)}`;
   byId("model").textContent = model.name;
   byId("facts").replaceChildren(facts, model.assumed ? " (assumed sizes)" : "", " — placed by ", el("b", {}, plan.rules_file));
   byId("caption").textContent = (plans.length > 1

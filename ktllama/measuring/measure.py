@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ktllama.measuring.overheads import time_crossing, time_overheads
 from ktllama.measuring.speeds import STAND_IN, DeviceSpeeds, Kind, Speeds
 from ktllama.runtime.op_timing_session import OpTimingSession
+from ktllama.units import counted
 
 CPU = "CPU"
 
@@ -85,7 +86,7 @@ def _missing(wanted: Wanted, known: Speeds, session: OpTimingSession, folder: Pa
 def _operations(
     wanted: Wanted, found: DeviceSpeeds, session: OpTimingSession, device: str, n_threads: int
 ) -> Iterator[_Step]:
-    on = f"{device} with {n_threads} threads" if device == CPU else device
+    on = f"{device} with {counted(n_threads, 'thread')}" if device == CPU else device
 
     def matrix(before: DeviceSpeeds, type_name: str) -> DeviceSpeeds:
         times = session.matrices(device, n_threads, type_name)
@@ -120,7 +121,7 @@ def _overheads(wanted: Wanted, found: DeviceSpeeds, folder: Path, device: str, n
 
     for kind in wanted.kinds:
         if kind not in found.overheads:
-            name = f"small {kind} models on {device} with {n_threads} threads"
+            name = f"small {kind} models on {device} with {counted(n_threads, 'thread')}"
             yield _Step(name, device, n_threads, lambda before, kind=kind: overheads(before, kind))  # type: ignore[misc]
     if device != CPU and found.crossing is None:
-        yield _Step(f"crossings to {device} with {n_threads} threads", device, n_threads, crossing)
+        yield _Step(f"crossings to {device} with {counted(n_threads, 'thread')}", device, n_threads, crossing)

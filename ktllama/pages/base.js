@@ -23,6 +23,7 @@ function bytes(n) {
   const digits = unit === 0 ? 0 : Math.max(0, 2 - (n >= 10) - (n >= 100));
   return `${Number(n.toFixed(digits))} ${units[unit]}`;
 }
+function counted(n, noun) { return `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`; }
 function ranges(numbers) {
   const runs = [];
   for (const n of [...new Set(numbers)].sort((a, b) => a - b)) {

@@ -14,7 +14,7 @@ from ktllama.model.modules import ModuleTree, block_of
 from ktllama.placing.ir import Placement, TensorPlacement
 from ktllama.placing.resolve import Resolution
 from ktllama.ruleset.rules import Rule
-from ktllama.units import format_bytes
+from ktllama.units import counted, format_bytes
 
 _NORMS = ("attn_norm", "ffn_norm", "post_attention_norm")
 _PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "attn_kv", "attn_qkv")
@@ -64,7 +64,7 @@ class _Checker:
                 yield Diagnostic(
                     code="default-device",
                     severity=cast(Severity, severity),
-                    message=f"no rule matches {_kinds(tensors)} ({len(tensors)} tensors, "
+                    message=f"no rule matches {_kinds(tensors)} ({counted(len(tensors), 'tensor')}, "
                     f"{format_bytes(sum(tensor.n_bytes for tensor in tensors))}); they go to the default device "
                     f"{self.resolution.default_device}"
                     + (

@@ -13,7 +13,7 @@ from ktllama.planner.memory_bars import bars
 from ktllama.planner.plan import Plan
 from ktllama.planner.survey import Survey
 from ktllama.ruleset.wording import harmless, shown
-from ktllama.units import format_bytes, format_number
+from ktllama.units import counted, format_bytes, format_number
 
 _SOURCES = page.Sources(
     package="ktllama.planner",
@@ -78,7 +78,7 @@ def _facts(plan: Plan) -> list[str]:
     assumed = " (assumed sizes)" if plan.translation.assumed else ""
     host = plan.machine.cpu.memory_bytes
     return [
-        f"{model.architecture}, {model.n_layers} layers, {format_bytes(model.n_bytes)}{assumed}",
+        f"{model.architecture}, {counted(model.n_layers, 'layer')}, {format_bytes(model.n_bytes)}{assumed}",
         *(f"{one.device} with {format_bytes(one.budget or 0)}" for one in plan.memory if one.device != devices.CPU),
         "as much RAM as it takes" if host is None else f"{format_bytes(host)} of RAM",
     ]

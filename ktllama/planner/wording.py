@@ -7,7 +7,7 @@ from ktllama.lower import emit
 from ktllama.planner.commands import run_command, server_words
 from ktllama.planner.memory import DeviceMemory
 from ktllama.planner.plan import Plan
-from ktllama.units import format_bytes, format_number
+from ktllama.units import counted, format_bytes, format_number
 
 
 def memory_rows(memory: tuple[DeviceMemory, ...]) -> list[tuple[str, tuple[str, ...]]]:
@@ -51,7 +51,8 @@ def predicted_lines(plan: Plan) -> list[str]:
     speeds = ", ".join(f"{one.name} {one.bandwidth / 1e9:.0f}" for one in plan.machine.processors)
     return [
         f"decode   {format_number(said.decode_tokens_per_second)} tokens/s with half the context full; "
-        f"{format_bytes(round(said.host_read_bytes))} of host memory read a token, {said.crossings} crossings",
+        f"{format_bytes(round(said.host_read_bytes))} of host memory read a token, "
+        f"{counted(said.crossings, 'crossing')}",
         f"prefill  {format_number(said.prefill_tokens_per_second)} tokens/s",
         f"for GB/s of {speeds}, link {plan.machine.link_bandwidth / 1e9:.0f}; {_source(plan)}",
     ]

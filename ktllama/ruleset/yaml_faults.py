@@ -9,6 +9,7 @@ from yaml.reader import Reader
 
 from ktllama.ruleset.findings import Findings, Place
 from ktllama.ruleset.wording import printable, shown
+from ktllama.units import counted
 
 EXCERPT_CHARACTERS = 100
 #: The pure Python scanner, which alone tells where ktransformers stumbles over tabs, is slow.
@@ -131,7 +132,7 @@ def _indentation_hint(text: str, place: Place) -> str:
         return ""
     *others, widest = [str(indent) for indent in sorted(fitting)]
     expected = f"{', '.join(others)} or {widest}" if others else widest
-    return f"the line is indented by {spaces} spaces, its neighbours ask for {expected}"
+    return f"the line is indented by {counted(spaces, 'space')}, its neighbours ask for {expected}"
 
 
 def _open_indents(above: list[str]) -> set[int]:

@@ -20,6 +20,7 @@ from ktllama.planner.prediction import decode_seconds
 from ktllama.planner.wishes import ContextWishes
 from ktllama.runtime.timing_session import TimingSession
 from ktllama.tuning.trials import Choice, State, Trial, best
+from ktllama.units import counted
 
 _UBATCHES = (256, 512, 1024, 2048, 4096)
 _MIB = 1 << 20
@@ -124,7 +125,7 @@ def plan_of(task: Task, choice: Choice) -> Plan:
 
 def wording(choice: Choice) -> str:
     """A choice in words."""
-    words = [f"{choice.n_threads} threads"]
+    words = [counted(choice.n_threads, "thread")]
     words += [f"ubatch {choice.ubatch}"] if choice.ubatch else []
     words += [] if choice.op_offload is None else [f"op_offload {'on' if choice.op_offload else 'off'}"]
     words += [f"KV {choice.kv_type}"] if choice.kv_type != "f16" else []

@@ -7,6 +7,7 @@ import numpy as np
 from ktllama.pages import page
 from ktllama.pages.markup import entries, text
 from ktllama.ruleset.wording import shown
+from ktllama.units import counted
 from ktllama.validating.plots import device_classes, layer_plot, position_plot
 from ktllama.validating.report import Report, flips, number, sources, suspicion, totals, verdict
 
@@ -49,8 +50,8 @@ def facts(report: Report) -> list[str]:
     compared = report.comparison
     against = [f"against {shown(report.reference)}"] if report.reference != report.model else []
     return [
-        f"{report.architecture}, {len(report.layers)} layers",
-        f"{len(report.tokens)} tokens",
+        f"{report.architecture}, {counted(len(report.layers), 'layer')}",
+        counted(len(report.tokens), "token"),
         f"weights {compared.weights}",
         *against,
         f"reference in {compared.dtype}",

@@ -10,6 +10,7 @@ import numpy as np
 from ktllama import devices
 from ktllama.model.modules import block_of
 from ktllama.placing.ir import Placement
+from ktllama.units import counted
 from ktllama.validating.comparison import Comparison
 from ktllama.validating.layers import Flip, LayerErrors, first_flip, flipped_positions
 from ktllama.validating.positions import Floats, PositionErrors
@@ -170,7 +171,7 @@ def flips(report: Report) -> str | None:
         return None
     said = (
         f"flipped experts: {report.n_flips} of {report.n_choices} choices differ, at {report.n_flipped_positions} of "
-        f"{len(report.tokens)} positions; first in layer {first.layer} at position {first.position}, "
+        f"{counted(len(report.tokens), 'position')}; first in layer {first.layer} at position {first.position}, "
         f"{_listed(first.came)} instead of {_listed(first.gone)}"
     )
     calm = ~flipped_positions(report.layers, len(report.tokens))

@@ -8,6 +8,7 @@ from ktllama.model import gguf
 from ktllama.ruleset import loader
 from ktllama.ruleset.rules import Ruleset
 from ktllama.translation import Options, Translation, translate
+from ktllama.units import counted
 
 
 def placed(rules: str | None, spread: str | None, model: str, options: Options) -> Translation:
@@ -37,7 +38,7 @@ def over(spread: str, n_layers: int) -> Ruleset:
     """
     names = _names(spread)
     if len(names) > n_layers:
-        raise DeviceError(f"--devices {spread!r}: {len(names)} devices for {n_layers} layers")
+        raise DeviceError(f"--devices {spread!r}: {len(names)} devices for {counted(n_layers, 'layer')}")
     bounds = [round(index * n_layers / len(names)) for index in range(len(names) + 1)]
     listed = []
     for device, first, end in zip(names[:-1], bounds, bounds[1:], strict=False):

@@ -17,7 +17,7 @@ def test_two_placements_of_tiny_r1() -> None:
     ran = ktllama(*SHORT, "--rules", "tiny-r1/cpu", "--rules", "tiny-r1/1gpu", "--stand-ins")
     assert ran.status == 0
     lines = [line.rstrip() for line in ran.out.splitlines()]
-    assert lines[0] == "tiny-r1.gguf  1 threads, KV cache f16, ubatch 512"
+    assert lines[0] == "tiny-r1.gguf  1 thread, KV cache f16, ubatch 512"
     headings = [line for line in lines if line in ("Memory", "Tokens/s", "Notes")]
     assert headings == ["Memory", "Tokens/s", "Notes"]
     table = lines[lines.index("Tokens/s") + 1 : lines.index("Notes") - 1]

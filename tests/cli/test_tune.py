@@ -83,7 +83,7 @@ def test_tune_tries_and_writes_the_rules_that_won(speeds: Path, tmp_path: Path) 
         "Tried", "Settings that won", "Notes", "Next",
     ]  # fmt: skip
     won = next(line for line in lines if line.lstrip().startswith("→"))
-    assert won.split()[1:4] == ["1", "threads", "512"]
+    assert won.split()[1:4] == ["1", "thread", "512"]
     assert f"  time was over before everything was tried; the same command goes on from {state}" in lines
     assert lines[-1].startswith(f"  ktllama run {rules} --model ")
     assert ktllama("lint", str(rules), "--model", str(Path(__file__).parents[2] / "ktllama/assets/tiny-r1.gguf")).status == 0  # fmt: skip
@@ -101,7 +101,7 @@ def test_tune_shows_what_it_measured(speeds: Path) -> None:
     ran = ktllama("tune", "--vram", "none", "--threads", "1", "--measure-only")
     assert ran.status == 0
     lines = [line.strip() for line in ran.out.splitlines()]
-    assert "CPU with 1 threads" in lines
+    assert "CPU with 1 thread" in lines
     assert next(line for line in lines if line.startswith("Q4_K")).split() == [
         "Q4_K", "CPU", "10", "GB/s", "10", "GB/s", "100", "Gop/s",
     ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,12 @@ def test_run_generates_the_same_text_under_every_placement(rules: str, tmp_path:
     assert "CPU: " in ran.err
     assert "of weights, as planned" in ran.err
     assert "decode 5 tokens" in ran.err
+
+
+def test_what_there_is_one_of_is_singular() -> None:
+    ran = ktllama("run", "-p", "a", "--raw", "-n", "2", "--ctx", "64", "--threads", "1")
+    last = re.sub(r"[0-9.]+ tokens/s", "… tokens/s", ran.err.splitlines()[-1])
+    assert (ran.status, last) == (0, "prefill 2 tokens, … tokens/s; decode 1 token, … tokens/s")
 
 
 def test_run_needs_devices_that_exist(tmp_path: Path) -> None:

@@ -42,10 +42,10 @@ def test_only_what_is_not_known_is_measured_and_kept_at_once(monkeypatch: pytest
     steps: list[str] = []
     found = measure(wanted, known, kept.append, lambda name, number, n: steps.append(f"{number}/{n} {name}"))
     assert steps == [
-        "0/4 Q8_0 on CPU with 1 threads",
-        "1/4 attention, f16 gqa, on CPU with 1 threads",
-        "2/4 attention, f16 gqa-64, on CPU with 1 threads",
-        "3/4 small dense models on CPU with 1 threads",
+        "0/4 Q8_0 on CPU with 1 thread",
+        "1/4 attention, f16 gqa, on CPU with 1 thread",
+        "2/4 attention, f16 gqa-64, on CPU with 1 thread",
+        "3/4 small dense models on CPU with 1 thread",
     ]
     one = found.of("CPU", 1)
     assert kept[-1] == found

@@ -137,7 +137,7 @@ def test_a_speed_that_is_none_is_no_trial(speed: str, tmp_path: Path) -> None:
 
 
 def test_choices_in_words() -> None:
-    assert wording(Choice(n_threads=4)) == "4 threads"
+    assert (wording(Choice(n_threads=4)), wording(Choice(n_threads=1))) == ("4 threads", "1 thread")
     assert (
         wording(Choice(n_threads=4, ubatch=1024, op_offload=True, kv_type="q8_0", spare=3 << 30))
         == "4 threads, ubatch 1024, op_offload on, KV q8_0, 3072 MiB more left free"
