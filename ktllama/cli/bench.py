@@ -14,6 +14,8 @@ from ktllama import devices
 from ktllama.cli import options as shared
 from ktllama.cli.translate import report
 from ktllama.model.sources import is_remote
+from ktllama.ruleset.wording import harmless
+from ktllama.units import counted
 
 if TYPE_CHECKING:
     from ktllama.benching.comparison import Contender, Measured, Progress, Workload
@@ -113,7 +115,7 @@ def command(
     options = shared.make_options("python", device_map, default_device, budgets, load_mode)
     asked = _context(workload, context)
     contenders = [_contender(one, name, model, options, asked) for one, name in zip(rules, _names(rules), strict=True)]
-    with _progress(len(contenders) * repeat * len(depths)) as progress:
+    with _progress(len(contenders), workload) as progress:
         measured = compare(contenders, workload, stand_ins=stand_ins, progress=progress)
     _show(model, workload, measured, as_json=as_json)
     return 0
@@ -159,10 +161,10 @@ def _contender(rules: str, name: str, model: str, options: Options, context: Con
 
 
 @contextmanager
-def _progress(n_steps: int) -> Iterator[Progress | None]:
-    """A bar on a terminal, nothing elsewhere."""
+def _progress(n_placements: int, workload: Workload) -> Iterator[Progress]:
+    """A bar on a terminal, elsewhere a line for every turn of a placement."""
     if not sys.stderr.isatty():
-        yield None
+        yield _lines(n_placements, workload)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -170,7 +172,7 @@ def _progress(n_steps: int) -> Iterator[Progress | None]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("loading", total=n_steps)
+        task = bars.add_task("loading", total=n_placements * workload.repetitions * len(workload.depths))
         started = False
 
         def update(name: str, repetition: int, depth: int) -> None:
@@ -179,6 +181,16 @@ def _progress(n_steps: int) -> Iterator[Progress | None]:
             started = True
 
         yield update
+
+
+def _lines(n_placements: int, workload: Workload) -> Progress:
+    click.echo(f"loading {counted(n_placements, 'placement')}", err=True)
+
+    def update(name: str, repetition: int, depth: int) -> None:
+        if depth == workload.depths[0]:
+            click.echo(f"measuring {harmless(name)}, {repetition + 1} of {workload.repetitions}", err=True)
+
+    return update
 
 
 def _show(model: str, workload: Workload, measured: tuple[Measured, ...], *, as_json: bool) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ktllama.tuning.trials import State
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Progress = Callable[[str, int, int | None], None]
 
 
 def _machine_options(command: _Command) -> _Command:
@@ -124,7 +125,7 @@ def command(
     ):
         task = _task(ready, path, machine, measured, words)
         kept = _state(state, read, path, rules, words, again=again)
-        with _progress() as progress:
+        with _progress("trying") as progress:
             found = _search(task, words, kept, progress)
         if output is not None:
             pages.write(output, found.winner.rules, overwrite=force)
@@ -180,7 +181,7 @@ def _measure(
         kv_types=tuple(dict.fromkeys(words["kv_types"])),
         kinds=(kind_of(model),),
     )
-    with _progress() as progress:
+    with _progress("measuring") as progress:
         found = measure(wanted, start, lambda speeds: cache.write(path, about, speeds), progress)
     return MeasuredSpeeds(speeds=found, device_map=options.device_map)
 
@@ -246,12 +247,11 @@ def _text(rules: str) -> str:
         return rules  # the planner has read it already, or said why not
 
 
-def _search(task: Task, words: dict[str, Any], kept: State, progress: Any) -> Found:
+def _search(task: Task, words: dict[str, Any], kept: State, progress: _Progress) -> Found:
     from ktllama.tuning.search import Effort, search
 
     effort: Effort = Effort(depth=_depth(task, words), seconds=60 * words["minutes"])
-    steps = None if progress is None else (lambda text, done: progress(text, done, None))
-    return search(task, effort, kept, steps)
+    return search(task, effort, kept, lambda text, done: progress(text, done, None))
 
 
 def _depth(task: Task, words: dict[str, Any]) -> int:
@@ -261,10 +261,10 @@ def _depth(task: Task, words: dict[str, Any]) -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int | None], None] | None]:
-    """A line for what is measured or tried, on a terminal a bar."""
+def _progress(doing: str) -> Iterator[_Progress]:
+    """A bar on a terminal, elsewhere a line for each thing that is measured or tried."""
     if not sys.stderr.isatty():
-        yield None
+        yield lambda text, _done, _total: click.echo(f"{doing} {text}", err=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn

@@ -16,6 +16,11 @@ SHORT = ("bench", "--depth", "0,32", "--prefill", "16", "--decode", "2", "--repe
 def test_two_placements_of_tiny_r1() -> None:
     ran = ktllama(*SHORT, "--rules", "tiny-r1/cpu", "--rules", "tiny-r1/1gpu", "--stand-ins")
     assert ran.status == 0
+    assert ran.err.splitlines()[1:] == [  # what is no terminal gets lines instead of a bar
+        "loading 2 placements",
+        "measuring tiny-r1/cpu, 1 of 1",
+        "measuring tiny-r1/1gpu, 1 of 1",
+    ]
     lines = [line.rstrip() for line in ran.out.splitlines()]
     assert lines[0] == "tiny-r1.gguf  1 thread, KV cache f16, ubatch 512"
     headings = [line for line in lines if line in ("Memory", "Tokens/s", "Notes")]

@@ -78,6 +78,7 @@ def test_tune_tries_and_writes_the_rules_that_won(speeds: Path, tmp_path: Path) 
              "--state", str(state))  # fmt: skip
     ran = ktllama(*words, "-o", str(rules))
     assert ran.status == 0
+    assert ran.err.splitlines()[-2:] == ["trying 1 thread", f"wrote {rules}"]
     lines = [line.rstrip() for line in ran.out.splitlines()]
     assert [line for line in lines if line in ("Tried", "Settings that won", "Notes", "Next")] == [
         "Tried", "Settings that won", "Notes", "Next",
