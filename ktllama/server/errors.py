@@ -39,6 +39,8 @@ _CODES = {
 }
 # What the engine calls by its own name: the field of a request that it came from.
 _FIELDS = {"json_schema": "response_format.json_schema.schema"}
+# The field that the prompt came from, by the end of the path: the engine knows nothing of fields.
+_PROMPT_FIELDS = (("/chat/completions", "messages"), ("/completions", "prompt"), ("/embeddings", "input"))
 # Codes that say it better to callers than the engine's own.
 _FAILURE_CODES = {"loading": "model_loading"}
 RETRY_SECONDS = 2
@@ -110,7 +112,7 @@ def _context_length(failed: Failed) -> str | None:
         return None
     return (
         f"this model's context is {n_ctx} tokens, but the prompt has {prompt} tokens; "
-        "shorten the messages or start the server with a larger --ctx"
+        "shorten it or start the server with a larger --ctx"
     )
 
 
@@ -120,6 +122,8 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         notes_of(request.scope).error_code = error.code
+        if error.code == "context_length_exceeded":
+            error.param = _prompt_field(request.url.path)
         return error.response()
 
     async def framework(request: Request, error: Exception) -> Response:
@@ -137,6 +141,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(Exception, ours)
+
+
+def _prompt_field(path: str) -> str | None:
+    return next((field for end, field in _PROMPT_FIELDS if path.endswith(end)), None)
 
 
 def _framework_message(request: Request, error: HTTPException) -> str:

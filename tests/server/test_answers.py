@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from ktllama.engine.client import EngineClient
+from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.launch import Launch
-from ktllama.engine.messages import Accepted, Failed, Generate
+from ktllama.engine.messages import Accepted, Embedded, Failed, Generate
 from ktllama.server.app import create_app
 from ktllama.server.protocol.answers import ChatCompletion, ErrorAnswer
 from ktllama.server.running import Answer
@@ -171,6 +172,10 @@ class FailingClient(RecordingClient):
             await events.aclose()
         yield Failed(request_id=request.request_id, code=code, message=f"because {code}", fields=fields)
 
+    async def embed(self, prompts: Sequence[Sequence[int] | str]) -> Embedded:
+        code, fields, _ = self.refusal
+        raise EngineRequestError(code, f"because {code}", fields)
+
 
 @pytest.mark.parametrize(
     ("code", "fields", "status", "kind", "retry_after"),
@@ -200,14 +205,26 @@ def test_a_refusal_is_openais_envelope_with_its_status(
     }
 
 
-def test_a_prompt_beyond_the_context_tells_both_numbers() -> None:
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/chat/completions", BODY, "messages"),
+        ("/beta/chat/completions", {**BODY, "stream": True}, "messages"),
+        ("/v1/completions", {"prompt": "Hi"}, "prompt"),
+        ("/completions", {"prompt": "Hi", "stream": True}, "prompt"),
+        ("/v1/embeddings", {"input": "Hi"}, "input"),
+    ],
+)
+def test_a_prompt_beyond_the_context_tells_both_numbers_and_its_field(path: str, body: Any, field: str) -> None:
     client = FailingClient("context_length_exceeded", n_ctx=100, prompt_tokens=120, max_tokens=0)
-    response, _ = ask(BODY, client=client)
+    response, _ = ask(body, path, client=client)
 
-    assert response.json()["error"]["message"] == (
-        "this model's context is 100 tokens, but the prompt has 120 tokens; "
-        "shorten the messages or start the server with a larger --ctx"
-    )
+    assert (response.status_code, response.json()["error"]) == (400, {
+        "message": "this model's context is 100 tokens, but the prompt has 120 tokens; shorten it or start the server with a larger --ctx",
+        "type": "invalid_request_error",
+        "param": field,
+        "code": "context_length_exceeded",
+    })  # fmt: skip
 
 
 def test_a_failure_within_a_stream_is_an_event_and_the_end() -> None:
