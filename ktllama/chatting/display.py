@@ -85,7 +85,6 @@ class TerminalDisplay:
         self._console = console
         self._began = 0.0
         self._thinking: list[str] = []
-        self._thinking_tokens = 0
         self._thinking_since = 0.0
         self._live: Any = None
         self._column_open = False
@@ -94,7 +93,6 @@ class TerminalDisplay:
         """Start the clock."""
         self._began = time.monotonic()
         self._thinking.clear()
-        self._thinking_tokens = 0
         self._column_open = False
 
     def hear(self, said: Said) -> None:
@@ -122,7 +120,6 @@ class TerminalDisplay:
         if not self._thinking:
             self._thinking_since = time.monotonic()
         self._thinking.append(harmless(said.text))
-        self._thinking_tokens += said.tokens
         if not self.folds:
             self._write(said.text, style="dim")
             return
@@ -147,9 +144,7 @@ class TerminalDisplay:
         seconds = time.monotonic() - self._thinking_since
         if self._column_open:
             self._console.print("\n")
-        self._console.print(
-            f"thought for {counted(self._thinking_tokens, 'token')}, {seconds:.1f} s", style="dim italic"
-        )
+        self._console.print(f"thought for {seconds:.1f} s", style="dim italic")
         self._thinking.clear()
         self._column_open = False
 

@@ -100,7 +100,8 @@ class EngineSpeaker:
                     if isinstance(event, Finished):
                         return _ended(event)
                     if isinstance(event, Emitted):
-                        _say(event, pieces)
+                        for kind, text in event.deltas:
+                            pieces.put(Said(kind=kind, text=text))
             raise AssertionError("a generation ended without its end")
         finally:
             pieces.put(None)
@@ -128,14 +129,6 @@ class EngineSpeaker:
 
     def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         return self._begin(work).result()
-
-
-def _say(event: Emitted, pieces: SimpleQueue[Said | None]) -> None:
-    """The event's texts; its tokens are counted with the first, for nobody knows better."""
-    tokens = event.tokens
-    for kind, text in event.deltas:
-        pieces.put(Said(kind=kind, text=text, tokens=tokens))
-        tokens = 0
 
 
 def _ended(event: Finished) -> Ended:

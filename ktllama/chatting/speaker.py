@@ -11,11 +11,10 @@ from ktllama.errors import KtllamaError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """A piece of an answer, and how many tokens it was, as far as the speaker knows."""
+    """A piece of an answer. It is any number of tokens; only the end counts them."""
 
     kind: Literal["reasoning", "content"]
     text: str
-    tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,7 +151,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program() -> None:
         screen.type("short\n")
         answered = screen.until("tokens/s")
         assert "Short answer." in answered
-        assert re.search(r"thought for \d+ tokens", answered)
+        assert re.search(r"thought for [0-9.]+ s\b", answered)
+        assert re.search(r"\d+ tokens, \d+ of them thinking, [0-9.]+ s, [0-9.]+ tokens/s$", answered)
         screen.until(">>> ")
         screen.type("\x04")
         assert screen.process.wait(_PATIENCE) == 0
