@@ -16,7 +16,7 @@ from ktllama.engine.embedding import Embedding, EmbeddingJob
 from ktllama.engine.executor import Executor, OutOfCellsError, Row, Sampled
 from ktllama.engine.generation import Generation
 from ktllama.engine.lifecycle import Phase, Turn
-from ktllama.engine.messages import Accepted, Emitted, Event, Failed, Finished, Stats
+from ktllama.engine.messages import Accepted, Emitted, Event, Failed, Finished, Kind, Stats, TokenLogprob
 from ktllama.engine.prefix_cache import PrefixCache
 from ktllama.engine.scheduler import Scheduler
 from ktllama.engine.throughput import Throughput
@@ -260,18 +260,15 @@ class Engine:
 
     def _hear(self, generation: Generation, sampled: Sampled) -> None:
         """Take a sampled token into a generation, and end it where it ends."""
-        if generation.first_token_at is None:
-            generation.first_token_at = self._clock()
-            self._cached_tokens += generation.n_cached or 0
         if generation.phase is Phase.PREFILLING:
-            generation.turn(Turn.SAMPLE)
+            self._begin_decoding(generation)
         transcript = generation.transcript
-        phase = transcript.phase
-        self._say(generation, sampled.token, sampled.piece)
-        if sampled.logprob is not None and transcript.stopped != "eos":
-            generation.logprobs.append(sampled.logprob)
-            generation.logprob_kinds.append(phase)
-            self._touched[generation] = None
+        if sampled.logprob is None:
+            self._say(generation, sampled.token, sampled.piece)
+        else:
+            kind = transcript.phase
+            self._say(generation, sampled.token, sampled.piece)
+            self._add_logprob(generation, sampled.logprob, kind)
         if transcript.stopped is not None:
             self._finish(generation, "stop")
         elif self._guards[generation].feed(sampled.token):
@@ -280,6 +277,18 @@ class Engine:
             self._finish(generation, "length")
         else:
             self._force_or_constrain(generation)
+
+    def _begin_decoding(self, generation: Generation) -> None:
+        if generation.first_token_at is None:
+            generation.first_token_at = self._clock()
+            self._cached_tokens += generation.n_cached or 0
+        generation.turn(Turn.SAMPLE)
+
+    def _add_logprob(self, generation: Generation, logprob: TokenLogprob, kind: Kind) -> None:
+        if generation.transcript.stopped != "eos":
+            generation.logprobs.append(logprob)
+            generation.logprob_kinds.append(kind)
+            self._touched[generation] = None
 
     def _say(self, generation: Generation, token: int, piece: bytes) -> None:
         """Add a token to a generation's tokens and to its text."""
@@ -389,7 +398,7 @@ class Engine:
         self._events.append(
             Emitted(
                 request_id=generation.request.request_id,
-                deltas=tuple((delta.kind, delta.text) for delta in deltas),
+                deltas=tuple(deltas),
                 tokens=generation.n_unsent,
                 logprobs=tuple(generation.logprobs),
                 logprob_kinds=tuple(generation.logprob_kinds),

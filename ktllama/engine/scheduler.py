@@ -114,6 +114,10 @@ class Scheduler:
     def schedule(self) -> dict[Generation, int]:
         """How many rows each generation gets in the next step; empty if there is nothing to do."""
         self._plan, self._n_planned = {}, 0
+        if self._all_decode_freely():
+            self._turn = None
+            self._plan, self._n_planned = dict.fromkeys(self.running, 1), len(self.running)
+            return self._plan
         group = self._next_group()
         budget = self._n_ubatch
         prefilling = []
@@ -126,6 +130,18 @@ class Scheduler:
         if prefilling:
             self._share_budget(prefilling, budget)
         return self._plan
+
+    def _all_decode_freely(self) -> bool:
+        """Whether each running generation has a token to compute, room for it, and nothing against a common batch.
+
+        Nearly all steps are like that, and then nothing has to be shared out.
+        """
+        if len(self.running) > min(self._n_ubatch, self.cache.n_free):
+            return False
+        for generation in self.running:
+            if generation.phase is not Phase.DECODING or generation.request.deterministic:
+                return False
+        return True
 
     def _share_budget(self, prefilling: list[Generation], budget: int) -> None:
         oldest = prefilling[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["reasoning", "content"]
 
@@ -12,8 +12,7 @@ Kind = Literal["reasoning", "content"]
 BLANKS = " \t\r\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """Text that was added to one side of the answer; never empty."""
 
     kind: Kind

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 
-#: Tokens that are compared before two places count as the same.
+#: Tokens that are compared before two places count as the same, and after which a cycle is looked for again.
 GRAM_TOKENS = 16
-
-_MODULUS = (1 << 61) - 1
-_BASE = 1_000_003
-_BASE_TO_GRAM = pow(_BASE, GRAM_TOKENS, _MODULUS)
 
 
 class RepetitionGuard:
@@ -21,20 +17,18 @@ class RepetitionGuard:
     of 200 tokens is stopped in its ninth copy. Repetition that counts ("step 1", "step 2") is not seen: a cycle
     must be exact.
 
-    A token costs one comparison, a rolling hash and a dictionary entry; memory is ``max_cycle_tokens`` entries.
+    A token costs a comparison while a cycle runs, and otherwise a sixteenth of a search through the last
+    ``max_cycle_tokens`` tokens, which are kept.
     """
 
     def __init__(self, *, min_tokens: int = 1024, min_cycles: int = 8, max_cycle_tokens: int = 2048) -> None:
-        assert min_tokens > GRAM_TOKENS
+        assert min_tokens >= 2 * GRAM_TOKENS, "a cycle is seen after so many tokens of it"
         assert min_cycles > 1
         self._min_tokens = min_tokens
         self._min_cycles = min_cycles
-        self._max_cycle_tokens = max_cycle_tokens
-        self._tokens: deque[int] = deque(maxlen=max_cycle_tokens + GRAM_TOKENS + 1)
-        self._hashes: deque[int] = deque()
-        self._seen: dict[int, int] = {}  # hash of the last GRAM_TOKENS tokens -> how many tokens there were
-        self._n_tokens = 0
-        self._hash = 0
+        self._most_tokens = max_cycle_tokens + GRAM_TOKENS
+        self._tokens = array("i")
+        self._n_unseen = 0  # tokens since a cycle was looked for
         #: Length of the cycle that runs now, 0 where there is none.
         self.cycle_tokens = 0
         #: How many tokens in a row equal the one a cycle before.
@@ -43,37 +37,40 @@ class RepetitionGuard:
     def feed(self, token: int) -> bool:
         """Add a token; whether the repetition is endless by the thresholds."""
         tokens = self._tokens
-        if self.cycle_tokens and tokens[-self.cycle_tokens] == token:
-            self.repeated_tokens += 1
-        else:
-            self.cycle_tokens = self.repeated_tokens = 0
-        leaving = tokens[-GRAM_TOKENS] if self._n_tokens >= GRAM_TOKENS else None
+        if self.cycle_tokens:
+            if tokens[-self.cycle_tokens] == token:
+                self.repeated_tokens += 1
+            else:
+                self.cycle_tokens = self.repeated_tokens = 0
         tokens.append(token)
-        self._n_tokens += 1
-        self._remember(token, leaving)
-        enough = max(self._min_tokens, self._min_cycles * self.cycle_tokens)
-        return bool(self.cycle_tokens) and self.repeated_tokens >= enough
-
-    def _remember(self, token: int, leaving: int | None) -> None:
-        self._hash = (self._hash * _BASE + token + 1) % _MODULUS
-        if leaving is not None:
-            self._hash = (self._hash - (leaving + 1) * _BASE_TO_GRAM) % _MODULUS
-        if self._n_tokens < GRAM_TOKENS:
-            return
+        self._n_unseen += 1
+        if self._n_unseen >= GRAM_TOKENS:
+            self._n_unseen = 0
+            if len(tokens) >= 2 * self._most_tokens:
+                del tokens[: -self._most_tokens]
+            if not self.cycle_tokens:
+                self._look_for_cycle()
         if not self.cycle_tokens:
-            self._look_for_cycle()
-        self._seen[self._hash] = self._n_tokens
-        self._hashes.append(self._hash)
-        if len(self._hashes) > self._max_cycle_tokens:
-            oldest = self._hashes.popleft()
-            if self._seen.get(oldest, self._n_tokens) <= self._n_tokens - self._max_cycle_tokens:
-                del self._seen[oldest]
+            return False
+        return self.repeated_tokens >= max(self._min_tokens, self._min_cycles * self.cycle_tokens)
 
     def _look_for_cycle(self) -> None:
-        before = self._seen.get(self._hash)
-        if before is None:
+        """Find the last place before the end where the last tokens stood already."""
+        size = self._tokens.itemsize
+        held = self._tokens[-self._most_tokens :].tobytes()
+        gram = held[-GRAM_TOKENS * size :]
+        place = held.rfind(gram, 0, len(held) - size)
+        while place % size and place >= 0:  # bytes of two tokens
+            place = held.rfind(gram, 0, place + len(gram) - 1)
+        if place < 0:
             return
-        cycle = self._n_tokens - before
+        self.cycle_tokens = (len(held) - len(gram) - place) // size
+        self.repeated_tokens = self._repeated(self.cycle_tokens)
+
+    def _repeated(self, cycle: int) -> int:
+        """How many of the last tokens equal the one a cycle before."""
         tokens = self._tokens
-        if all(tokens[-i] == tokens[-i - cycle] for i in range(1, GRAM_TOKENS + 1)):
-            self.cycle_tokens, self.repeated_tokens = cycle, GRAM_TOKENS
+        count = 0
+        while count + cycle < len(tokens) and tokens[-1 - count] == tokens[-1 - count - cycle]:
+            count += 1
+        return count

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from ktllama.r1.delta import BLANKS, Delta, merged
+from ktllama.r1.delta import BLANKS, Delta, Kind, merged
 from ktllama.r1.markers import earliest, held_back
 
 THINK_TAGS = ("<think>", "</think>")
@@ -43,6 +43,11 @@ class _Thought:
         self._waiting: list[Piece] = []  # blanks and tags inside the thinking, until what follows is known
         # Without any tag the caller may want the text as content; then nothing may be shown before the end.
         self._withheld: list[Piece] | None = [] if unclosed == "content" and state == "reasoning" else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the next character's kind is known, and nothing waits for it."""
+        return not (self._fresh or self._waiting or self._withheld is not None or self.state == "undecided")
 
     def text(self, text: str) -> list[Piece]:
         if not text:
@@ -144,6 +149,7 @@ class TagScanner:
         self._thought = _Thought(state, keep_blanks=keep_blanks, unclosed=unclosed)
         self._opening, self._closing = think_tags
         self._markers = (*(think_tags if tags_in_text else ()), *tool_openers)
+        self._first_characters = frozenset(marker[0] for marker in self._markers)
         self._held = ""
 
     @property
@@ -155,6 +161,20 @@ class TagScanner:
     def holds(self) -> bool:
         """Whether the last characters may yet become a tag."""
         return bool(self._held)
+
+    def plain(self, text: str) -> Kind | None:
+        """The kind of a text that shows as it is and leaves all as it was; None where `feed` has to look at it.
+
+        Most tokens are such texts, and `feed` costs several times as much.
+        """
+        thought = self._thought
+        if self._held or not text or not thought.settled:
+            return None
+        if thought.state == "content":
+            return "content"
+        if text[-1] in BLANKS or not self._first_characters.isdisjoint(text):
+            return None
+        return "reasoning"
 
     def feed(self, text: str) -> list[Piece]:
         """What ``text`` settles."""
@@ -285,7 +305,9 @@ class ThinkingTokenParser:
         self._tool_opener_ids = tool_opener_ids
         self._opening_id = think_ids[0] if think_ids else None
         self._closing_id = think_ids[1] if think_ids else None
+        self._marking_ids = frozenset((*(think_ids or ()), *tool_opener_ids))
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._incomplete = False  # the decoder holds a part of a character
         self.scanner = TagScanner(
             _start(start_in_reasoning, closed),
             keep_blanks=keep_blanks,
@@ -304,6 +326,17 @@ class ThinkingTokenParser:
         """What a token adds; ``piece`` is its bytes."""
         return deltas_of(self.pieces(token, piece))
 
+    def plain(self, token: int, piece: bytes) -> Delta | None:
+        """The delta of a token that is text and nothing else; None where `feed` has to look at it."""
+        if self._incomplete or token in self._marking_ids:
+            return None
+        try:
+            text = piece.decode()
+        except UnicodeDecodeError:
+            return None
+        kind = self.scanner.plain(text)
+        return None if kind is None else Delta(kind, text)
+
     def pieces(self, token: int, piece: bytes) -> list[Piece]:
         """The same as `feed`, with what does not show."""
         if token == self._opening_id:
@@ -315,11 +348,14 @@ class ThinkingTokenParser:
         if token in self._tool_opener_ids:
             self.drop_incomplete()
             return self.scanner.tool_open(self._tool_opener_ids[token])
-        return self.scanner.feed(self._decoder.decode(piece))
+        text = self._decoder.decode(piece)
+        self._incomplete = bool(self._decoder.getstate()[0])
+        return self.scanner.feed(text)
 
     def drop_incomplete(self) -> None:
         """Forget the bytes of a character that will not be completed."""
         self._decoder.reset()
+        self._incomplete = False
 
     def finish(self, cut_off: bool) -> list[Delta]:
         """What was held back. ``cut_off``: the answer was ended by a limit, not by the model."""

@@ -67,6 +67,7 @@ class Transcript:
         self._budget = reasoning_budget
         self._closing_tokens = closing_tokens
         self._calls = None if one_call is None else ToolCallParser(one_call)
+        self._shows_as_it_is = not stop and one_call is None and reasoning_format != "deepseek-legacy"
         self._unsettled_tokens = 0  # of what may become a tag
         self._forced_tokens = 0  # that are still to be fed
         #: Why the sequence ended by itself; None while it runs.
@@ -125,6 +126,8 @@ class Transcript:
             self.stopped = "eos"
             self.tag_tokens += 1
             return []
+        if (delta := self._plain(token, piece)) is not None:
+            return [delta]
         before = self._parser.state
         pieces = self._parser.pieces(token, piece)
         if self._forced_tokens:
@@ -136,6 +139,19 @@ class Transcript:
         if self.stopped is None and self._has_called(pieces):
             self.stopped = "call"
         return deltas
+
+    def _plain(self, token: int, piece: bytes) -> Delta | None:
+        """The delta of a token that is text and nothing else, which is counted; None where more has to be looked at."""
+        if not self._shows_as_it_is or self._unsettled_tokens or self._forced_tokens or self._prompt_side:
+            return None
+        delta = self._parser.plain(token, piece)
+        if delta is None:
+            return None
+        if delta.kind == "reasoning":
+            self.reasoning_tokens += 1
+        else:
+            self.content_tokens += 1
+        return delta if self._format == "deepseek" else Delta("content", delta.text)
 
     def _has_called(self, pieces: list[Piece]) -> bool:
         """Whether the one tool call that is wanted is complete now."""

@@ -7,6 +7,7 @@ shares it); it is free again when the last of them gives it up.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ class Cells:
 
     def __init__(self, n_cells: int, n_sequences: int) -> None:
         self._holders = np.zeros(n_cells, np.int32)
+        self._holders_by_one = memoryview(self._holders)  # type: ignore[arg-type]
         self._free = list(range(n_cells))
         self._held = [array("i") for _ in range(n_sequences)]
         self._n_cells = n_cells
@@ -37,14 +39,19 @@ class Cells:
 
     def append(self, sequence: int) -> None:
         """The sequence's next position takes a free cell; there must be one."""
-        cell = self._free.pop()
-        self._held[sequence].append(cell)
-        self._holders[cell] = 1
+        self.append_each((sequence,))
+
+    def append_each(self, sequences: Sequence[int]) -> None:
+        """The next position of each takes a free cell, again where one is named again; there must be as many."""
+        free, held, holders = self._free, self._held, self._holders_by_one
+        for sequence in sequences:
+            cell = free.pop()
+            held[sequence].append(cell)
+            holders[cell] = 1
 
     def extend(self, sequence: int, n_positions: int) -> None:
         """The sequence's next positions take free cells; there must be as many."""
-        for _ in range(n_positions):
-            self.append(sequence)
+        self.append_each((sequence,) * n_positions)
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
         """``target``, which must be empty, shares the first cells of ``source``."""

@@ -188,8 +188,8 @@ class LlamaExecutor:
             LlamaCppError: when llama.cpp fails.
         """
         logits = self.compute(rows)
-        asking = (row.sequence for row in rows if row.sample)
         n_rows = len(logits)
+        asking = [row.sequence for row in rows if row.sample]
         return [self._sample(sequence, logits[index], index - n_rows) for index, sequence in enumerate(asking)]
 
     def compute(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
@@ -198,7 +198,7 @@ class LlamaExecutor:
         Raises:
             OutOfCellsError, LlamaCppError: as :meth:`run` does.
         """
-        n_outputs = sum(row.sample for row in rows)
+        n_outputs = sum([row.sample for row in rows])
         if n_outputs > self.n_sequences:  # llama.cpp would abort: the context has room for one row a sequence
             raise ValueError(f"{n_outputs} rows ask for a sample, of {self.n_sequences} sequences")
         self._decode(rows)
@@ -228,9 +228,7 @@ class LlamaExecutor:
         if status != 0:
             said = tuple(line.text for line in self._loaded.recent)
             raise LlamaCppError(f"llama.cpp could not compute {len(rows)} tokens (status {status})", log=said)
-        append = self._cells.append
-        for row in rows:
-            append(row.sequence)
+        self._cells.append_each([row.sequence for row in rows])
 
     def _sample(self, sequence: int, logits: Logits, place: int) -> Sampled:
         token = self._chains[sequence].choose(logits, place)

@@ -166,6 +166,8 @@ class SamplerChain:
         self._scratch = factory.scratch
         self._candidates = factory.candidates
         self._greedy = sampling.temperature <= 0
+        # the place of the highest logit: of few, numpy finds it sooner than the logit alone
+        self._finds_best = self._greedy or factory.vocabulary.size <= _SMALL_VOCABULARY
         self._bias_ids, self._bias = _bias(sampling, factory.vocabulary, ignore_eos=ignore_eos)
         self._adjust = factory.chain([] if sampling.mirostat else factory.penalties(sampling))
         self._seen = SeenTokens()
@@ -285,13 +287,14 @@ class SamplerChain:
 
     def _choose_free(self, logits: Logits, place: int | None = None) -> int | None:
         """A token without regard to the grammar; None where every logit is minus infinity."""
-        highest = float(logits.max())
+        best = int(logits.argmax()) if self._finds_best else None
+        highest: float = float(logits.max()) if best is None else logits.item(best)
         if highest == -math.inf:
             return None
         if not math.isfinite(highest):
             raise FloatingPointError(f"the highest logit is {highest}, so no token can be chosen")
         if self._greedy:
-            return int(logits.argmax())
+            return best
         if place is not None and self._whole is not None:
             return int(self._api.llama_sampler_sample(self._whole, self._factory.context, place))
         short, cut = self._shortlist(logits, highest)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ktllama.r1.repetition import RepetitionGuard
 
@@ -26,7 +28,7 @@ def noise(n_tokens: int, seed: int = 1) -> list[int]:
         ([5] * 5000, (1025, 1)),
         ([5, 6] * 5000, (1026, 2)),
         (noise(100) + [5] * 5000, (1125, 1)),
-        (([5] * 24 + [6]) * 200, (1058, 25)),
+        (([5] * 24 + [6]) * 200, (1049, 25)),
         (noise(200) * 20, (1800, 200)),
         (noise(2048) * 12, (9 * 2048, 2048)),
     ],
@@ -56,4 +58,28 @@ def test_the_guard_forgets_what_is_too_far_back() -> None:
     guard = RepetitionGuard(max_cycle_tokens=64)
     for token in noise(10_000):
         guard.feed(token)
-    assert len(guard._seen) <= 64
+    assert len(guard._tokens) <= 2 * (64 + 16)
+
+
+@given(
+    st.lists(st.integers(0, 2), max_size=40),
+    st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 2), min_size=1, max_size=20),
+)
+def test_it_fires_as_soon_as_the_last_tokens_repeat_often_enough(before: list[int], cycle: list[int]) -> None:
+    guard = RepetitionGuard(min_tokens=64, min_cycles=2, max_cycle_tokens=24)
+    tokens: list[int] = []
+    for token in [*before, *cycle * 200]:
+        tokens.append(token)
+        fired = guard.feed(token)
+        enough = [length for length in range(1, 25) if _repeated(tokens, length) >= 64]
+        assert fired == bool(enough)
+        if fired:
+            assert guard.cycle_tokens in enough
+            return
+
+
+def _repeated(tokens: list[int], cycle: int) -> int:
+    count = 0
+    while count + cycle < len(tokens) and tokens[-1 - count] == tokens[-1 - count - cycle]:
+        count += 1
+    return count

@@ -249,3 +249,36 @@ def test_thinking_that_was_never_closed_is_content_if_the_caller_says_so() -> No
     assert said(transcript, ["an ", "answer", END]) == Folded(reasoning=None, content="an answer")
     transcript = Transcript(thinking="open", unclosed="content")
     assert said(transcript, ["an ", "answer"], cut_off=True) == Folded(reasoning="an answer", content=None)
+
+
+@settings(deadline=None)
+@given(
+    tokens=TOKENS,
+    thinking=st.sampled_from(["open", "possible", "closed"]),
+    ids=st.sampled_from([None, IDS]),
+    unclosed=st.sampled_from(["reasoning", "content"]),
+    tools=st.booleans(),
+    keep_blanks=st.booleans(),
+    reasoning_format=st.sampled_from(["deepseek", "none"]),
+)
+def test_plain_tokens_take_a_short_way_to_the_same_deltas(
+    tokens: list[int | str], tools: bool, **given_settings: Any
+) -> None:
+    ids = given_settings.pop("ids")
+    tool_ids = {TOOL: "<tool_call>"} if tools else {}
+    made = [
+        Transcript(**given_settings, think_ids=ids, tool_opener_ids=tool_ids, prompt_side="<think>", stop=stop)
+        for stop in ((), ("never said",))  # with a stop string every token takes the long way
+    ]
+    for token in tokens:
+        piece = token.encode() if isinstance(token, str) else PIECES.get(token, bytes([token % 256]))
+        short, long = (each.feed(1 if isinstance(token, str) else token, piece) for each in made)
+        assert short == long
+        assert _counts(made[0]) == _counts(made[1])
+    assert made[0].finish(True) == made[1].finish(True)
+    assert _counts(made[0]) == _counts(made[1])
+
+
+def _counts(transcript: Transcript) -> tuple[int, int, int, str, bool]:
+    counts = (transcript.reasoning_tokens, transcript.content_tokens, transcript.tag_tokens)
+    return *counts, transcript.phase, transcript.undecided
