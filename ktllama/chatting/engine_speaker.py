@@ -93,7 +93,7 @@ class EngineSpeaker:
             state = self._ready_state()
             body, _ = validated({"messages": list(question.messages), **question.fields}, ChatRequest)
             (choice,) = planned(state, body).choices
-            async with contextlib.aclosing(state.client.generate(choice.generate)) as events:
+            with contextlib.closing(state.client.generate(choice.generate)) as events:
                 async for event in events:
                     if isinstance(event, Failed):
                         raise from_failed(event)

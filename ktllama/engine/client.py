@@ -10,11 +10,11 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from ktllama.engine.answer_stream import Answer, AnswerStream
+from ktllama.engine.answer_stream import AnswerStream
 from ktllama.engine.errors import EngineFailedError, EngineRequestError
 from ktllama.engine.heartbeat import Pulse
 from ktllama.engine.launch import Launch
@@ -246,29 +246,25 @@ class EngineClient:
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def generate(self, request: Generate) -> AsyncGenerator[Answer, None]:
-        """The events of one generation; exactly one Finished or Failed, and it is the last.
+    def generate(self, *requests: Generate) -> AnswerStream:
+        """Send generations; their events, in the order in which they come."""
+        stream = AnswerStream(len(requests), self._give_up_stream)
+        for request in requests:
+            refusal = self._refusal(request.request_id)
+            if refusal is None:
+                self._streams[request.request_id] = stream
+                self._ask(request)
+            else:
+                stream.put(refusal)
+        return stream
 
-        Closing the iterator before that, or cancelling the task that reads it, cancels the request. A reader that
-        falls behind gets the text that it has missed in fewer, larger pieces.
-        """
-        refusal = self._refusal(request.request_id)
-        if refusal is not None:
-            yield refusal
-            return
-        stream = self._streams[request.request_id] = AnswerStream(asyncio.get_running_loop())
-        try:
-            self._ask(request)
-            while True:
-                event = await stream.next()
-                yield event
-                if isinstance(event, Finished | Failed):
-                    return
-        finally:
-            if self._streams.pop(request.request_id, None) is not None:
-                self._send(Cancel(request_id=request.request_id))
-            elif stream.unread_end is not None:
-                self._abandon(stream.unread_end)
+    def _give_up_stream(self, stream: AnswerStream) -> None:
+        """Cancel what runs of a stream that nobody reads any more."""
+        for request_id in [request_id for request_id, other in self._streams.items() if other is stream]:
+            del self._streams[request_id]
+            self._send(Cancel(request_id=request_id))
+        for end in stream.unread_ends:
+            self._abandon(end)
 
     async def tokenize(
         self, segments: Sequence[Segment], *, add_bos: bool = False, with_pieces: bool = False
@@ -352,7 +348,11 @@ class EngineClient:
     def _on_events(self, events: list[Event]) -> None:
         self._pulse.heard()
         for event in events:
-            if isinstance(event, Emitted | Accepted | Finished | Failed | Tokenized | Detokenized | Embedded):
+            if isinstance(event, Emitted):
+                stream = self._streams.get(event.request_id)
+                if stream is not None:  # there is none after a cancel
+                    stream.put(event)
+            elif isinstance(event, Accepted | Finished | Failed | Tokenized | Detokenized | Embedded):
                 self._deliver(event)
             elif isinstance(event, Stats):
                 self.last_stats = event
@@ -372,7 +372,7 @@ class EngineClient:
             elif isinstance(event, LoadFailed):
                 self._load_failure = event.message
 
-    def _deliver(self, event: Answer | Tokenized | Detokenized | Embedded | Stats) -> None:
+    def _deliver(self, event: Accepted | Finished | Failed | Tokenized | Detokenized | Embedded | Stats) -> None:
         """Hand an event to whoever waits for it; nobody does after a cancel."""
         assert event.request_id is not None
         if isinstance(event, Finished | Failed):
@@ -382,7 +382,7 @@ class EngineClient:
         else:
             stream = self._streams.get(event.request_id)
         if stream is not None:
-            assert isinstance(event, Accepted | Emitted | Finished | Failed)
+            assert isinstance(event, Accepted | Finished | Failed)
             stream.put(event)
             return
         future = self._calls.pop(event.request_id, None)

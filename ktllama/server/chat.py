@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgspec
@@ -71,37 +69,47 @@ async def chat_completions(request: Request) -> Response:
     return await respond(
         request,
         running,
-        events=(lambda: _events(plan, running, notes)) if body.stream else None,
+        writer=_ChatWriter(plan, notes) if body.stream else None,
         whole=lambda: _whole(plan, running, notes),
         left_out=left_out,
     )
 
 
-async def _events(plan: ChatPlan, running: Running, notes: RequestNotes) -> AsyncGenerator[bytes, None]:
-    chunks = ChatChunks(
-        plan.head,
-        n_choices=len(plan.choices),
-        shows_reasoning=plan.shows_reasoning,
-        include_usage=plan.include_usage,
-    )
-    ended: list[ChoiceEnded] = []
-    yield chunks.opening()
-    async with aclosing(running.deltas()) as gained:
-        async for deltas in gained:
-            if deltas:
-                if isinstance(deltas[-1], ChoiceEnded):
-                    ended.append(deltas[-1])
-                yield chunks.encoded(deltas)
-    total = usage.total(end.usage for end in ended)
-    usage.note(notes, total, (end.finish_reason for end in ended))
-    yield (chunks.usage(total) if plan.include_usage else b"") + DONE
+class _ChatWriter:
+    """Writes an answer as `chat.completion.chunk` events."""
+
+    def __init__(self, plan: ChatPlan, notes: RequestNotes) -> None:
+        self._chunks = ChatChunks(
+            plan.head,
+            n_choices=len(plan.choices),
+            shows_reasoning=plan.shows_reasoning,
+            include_usage=plan.include_usage,
+        )
+        self._include_usage = plan.include_usage
+        self._notes = notes
+        self._ended: list[ChoiceEnded] = []
+
+    def opening(self) -> bytes:
+        """The role."""
+        return self._chunks.opening()
+
+    def encoded(self, deltas: list[ChoiceDelta]) -> bytes:
+        """The events of some deltas."""
+        if deltas and isinstance(deltas[-1], ChoiceEnded):
+            self._ended.append(deltas[-1])
+        return self._chunks.encoded(deltas)
+
+    def closing(self) -> bytes:
+        """The usage, where it was asked for, and the end."""
+        total = usage.total(end.usage for end in self._ended)
+        usage.note(self._notes, total, (end.finish_reason for end in self._ended))
+        return (self._chunks.usage(total) if self._include_usage else b"") + DONE
 
 
 async def _whole(plan: ChatPlan, running: Running, notes: RequestNotes) -> bytes:
     deltas: list[ChoiceDelta] = []
-    async with aclosing(running.deltas()) as gained:
-        async for more in gained:
-            deltas += more
+    while (gained := await running.gained()) is not None:
+        deltas += gained
     folds = folded(deltas, len(plan.choices))
     ended = [choice.ended for choice in folds if choice.ended is not None]
     total = usage.total(end.usage for end in ended)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +70,7 @@ async def completions(request: Request) -> Response:
     return await respond(
         request,
         running,
-        events=(lambda: _events(plan, running, notes)) if body.stream else None,
+        writer=_TextWriter(plan, notes) if body.stream else None,
         whole=lambda: _whole(plan, running, notes),
         left_out=left_out,
     )
@@ -173,21 +172,31 @@ class _TextChunks:
         return self._event + b'],"usage":' + _json(usage.as_json(total)) + b"}\n\n"
 
 
-async def _events(plan: TextPlan, running: Running, notes: RequestNotes) -> AsyncGenerator[bytes, None]:
-    chunks = _TextChunks(plan)
-    ended: dict[int, ChoiceEnded] = {}
-    if any(plan.echoes):
-        yield b"".join(chunks.text(index, echo) for index, echo in enumerate(plan.echoes) if echo)
-    async with aclosing(running.deltas()) as gained:
-        async for deltas in gained:
-            for delta in deltas:
-                if isinstance(delta, ChoiceEnded):
-                    ended[delta.index] = delta
-            if deltas:
-                yield chunks.encoded(deltas)
-    total = _total(plan, ended)
-    usage.note(notes, total, (ended[index].finish_reason for index in sorted(ended)))
-    yield (chunks.usage(total) if plan.include_usage else b"") + DONE
+class _TextWriter:
+    """Writes an answer as `text_completion` events."""
+
+    def __init__(self, plan: TextPlan, notes: RequestNotes) -> None:
+        self._plan = plan
+        self._chunks = _TextChunks(plan)
+        self._notes = notes
+        self._ended: dict[int, ChoiceEnded] = {}
+
+    def opening(self) -> bytes:
+        """The prompts, where they are echoed."""
+        return b"".join(self._chunks.text(index, echo) for index, echo in enumerate(self._plan.echoes) if echo)
+
+    def encoded(self, deltas: list[ChoiceDelta]) -> bytes:
+        """The events of some deltas."""
+        if deltas and isinstance(deltas[-1], ChoiceEnded):
+            self._ended[deltas[-1].index] = deltas[-1]
+        return self._chunks.encoded(deltas)
+
+    def closing(self) -> bytes:
+        """The usage, where it was asked for, and the end."""
+        ended = self._ended
+        total = _total(self._plan, ended)
+        usage.note(self._notes, total, (ended[index].finish_reason for index in sorted(ended)))
+        return (self._chunks.usage(total) if self._plan.include_usage else b"") + DONE
 
 
 def _total(plan: TextPlan, ended: dict[int, ChoiceEnded]) -> Usage:
@@ -197,10 +206,9 @@ def _total(plan: TextPlan, ended: dict[int, ChoiceEnded]) -> Usage:
 
 async def _whole(plan: TextPlan, running: Running, notes: RequestNotes) -> bytes:
     folds = [_TextFold(echo) for echo in plan.echoes]
-    async with aclosing(running.deltas()) as gained:
-        async for deltas in gained:
-            for delta in deltas:
-                folds[delta.index].add(delta)
+    while (deltas := await running.gained()) is not None:
+        for delta in deltas:
+            folds[delta.index].add(delta)
     ended = {index: fold.ended for index, fold in enumerate(folds) if fold.ended is not None}
     total = _total(plan, ended)
     usage.note(notes, total, (ended[index].finish_reason for index in sorted(ended)))

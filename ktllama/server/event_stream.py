@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ktllama.server.deltas import ChoiceDelta
 from ktllama.server.errors import ApiError
 from ktllama.server.notes import notes_of
 from ktllama.server.presence import gone
+from ktllama.server.running import Running
 
 _log = logging.getLogger(__name__)
 
@@ -19,28 +21,31 @@ KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
-class EventStream(Response):
-    """Sends `pieces`, each of them whole events. Closes the generator when the client goes away.
+class Writer(Protocol):
+    """Writes one answer as events; each piece is whole events, and may be empty."""
 
-    `close` is called at the end whatever happened, also where `pieces` was never begun.
-    """
+    def opening(self) -> bytes:
+        """What comes before any delta."""
+
+    def encoded(self, deltas: list[ChoiceDelta]) -> bytes:
+        """The events of some deltas."""
+
+    def closing(self) -> bytes:
+        """What comes behind the last."""
+
+
+class EventStream(Response):
+    """Sends what `writer` makes of what `running` gains, which is open and is closed at the end whatever happens."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self,
-        pieces: AsyncGenerator[bytes, None],
-        *,
-        close: Callable[[], Awaitable[None]],
-        keep_alive_seconds: float,
-        headers: dict[str, str],
-    ) -> None:
+    def __init__(self, running: Running, writer: Writer, *, keep_alive_seconds: float, headers: dict[str, str]) -> None:
         self.status_code = 200
         self.background = None
         # X-Accel-Buffering: nginx would hold events back
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
-        self._pieces = pieces
-        self._close = close
+        self._running = running
+        self._writer = writer
         self._keep_alive_seconds = keep_alive_seconds
         self._silent = False
 
@@ -63,14 +68,20 @@ class EventStream(Response):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._pieces.aclose()
-            await self._close()
+            self._running.close()
 
     async def _pump(self, scope: Scope, send: Send) -> None:
         try:
-            async for piece in self._pieces:
-                self._silent = False
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            running, writer = self._running, self._writer
+            piece = writer.opening()
+            while True:
+                if piece:
+                    self._silent = False
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if (deltas := await running.gained()) is None:
+                    break
+                piece = writer.encoded(deltas)
+            await send({"type": "http.response.body", "body": writer.closing(), "more_body": True})
         except ApiError as error:
             await self._send_error(scope, send, error)
         except OSError:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
-from ktllama.server.event_stream import EventStream
+from ktllama.server.event_stream import EventStream, Writer
 from ktllama.server.notes import notes_of
 from ktllama.server.presence import ClientGoneError, unless_gone
 from ktllama.server.running import Running
@@ -25,21 +25,24 @@ async def respond(
     request: Request,
     running: Running,
     *,
-    events: Callable[[], AsyncGenerator[bytes, None]] | None,
+    writer: Writer | None,
     whole: Callable[[], Coroutine[Any, Any, bytes]],
     left_out: list[str],
 ) -> Response:
-    """Open `running` and answer: by its `events` where the request streams, else with the `whole`.
+    """Open `running` and answer: as events by `writer` where the request streams, else with the `whole`.
 
     A client that goes away before its answer begins gets none (status 499 in the log).
     """
     headers = ignored_header(left_out)
     try:
         await unless_gone(request.receive, running.open())
-        if events is not None:
+        if writer is not None:
             keep_alive_seconds = server_state(request).settings.keep_alive_seconds
-            return EventStream(events(), close=running.close, keep_alive_seconds=keep_alive_seconds, headers=headers)
-        answer = await unless_gone(request.receive, whole())
+            return EventStream(running, writer, keep_alive_seconds=keep_alive_seconds, headers=headers)
+        try:
+            answer = await unless_gone(request.receive, whole())
+        finally:
+            running.close()
         return Response(answer, headers=headers, media_type="application/json")
     except ClientGoneError:
         notes_of(request.scope).client_left = True

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ktllama.engine.answer_stream import Answer, AnswerStream
 from ktllama.engine.messages import Accepted, Emitted, Failed, Finished, Generate
 from ktllama.server.deltas import ChoiceDelta, ChoiceReader
 from ktllama.server.errors import ApiError, from_failed
 from ktllama.server.state import ServerState
 
 _log = logging.getLogger("ktllama.serve")
-
-Answer = Accepted | Emitted | Finished | Failed
-Events = AsyncGenerator[Answer, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,110 +25,67 @@ class Choice:
 
 
 class Running:
-    """The choices of one request, on their way. `open` it, then read `deltas` to the end or `close` it."""
+    """The choices of one request, on their way. `open` it, then read what is `gained` to the end or `close` it."""
 
     def __init__(self, state: ServerState, choices: Sequence[Choice]) -> None:
-        self._choices = choices
+        self._client = state.client
         self._observer = state.observer
-        self._events: list[Events] = [state.client.generate(choice.generate) for choice in choices]
-        self._ended = [False] * len(choices)
-        self.prompt_tokens: list[int] = []  # by choice, once it is open
+        self._choices = {choice.generate.request_id: choice for choice in choices}
+        self._open = set(self._choices)  # ids that have not ended
+        self._stream: AnswerStream | None = None
+        self._early: deque[Answer] = deque()  # what came before all choices were accepted
 
     async def open(self) -> None:
         """Wait until every choice is in the engine's queue. Raises ApiError if one is refused; then none runs."""
-        for choice in self._choices:
-            self._observer.began(choice.generate.request_id)
+        for request_id in self._choices:
+            self._observer.began(request_id)
+        self._stream = self._client.generate(*(choice.generate for choice in self._choices.values()))
+        n_waiting = len(self._choices)
         try:
-            firsts = await _firsts(self._events)
-            for place, first in enumerate(firsts):
-                self._saw(place, first)
-                assert isinstance(first, Accepted)
-                self.prompt_tokens.append(first.prompt_tokens)
+            while n_waiting:
+                event = await self._stream.next()
+                assert event is not None, "a stream ended before its generations"
+                if isinstance(event, Accepted):
+                    self._observer.saw(event)
+                    n_waiting -= 1
+                elif isinstance(event, Failed):
+                    raise self._failure(event)
+                else:
+                    self._early.append(event)
         except BaseException:
-            await self.close()
+            self.close()
             raise
 
-    async def deltas(self) -> AsyncGenerator[list[ChoiceDelta], None]:
-        """What the choices gain, in the order in which it comes. Raises ApiError when one of them fails.
-
-        To be closed by whoever does not read it to the end.
-        """
-        try:
-            if len(self._events) == 1:
-                async for event in self._events[0]:
-                    yield self._read(0, event)
-            else:
-                async with aclosing(_merged(self._events)) as merged:
-                    async for place, event in merged:
-                        yield self._read(place, event)
-        finally:
-            await self.close()
-
-    async def close(self) -> None:
-        """Give up what still runs; the engine drops it within a step."""
-        for place, events in enumerate(self._events):
-            await events.aclose()
-            if not self._ended[place]:
-                self._ended[place] = True
-                self._observer.left(self._choices[place].generate.request_id)
-
-    def _read(self, place: int, event: Answer) -> list[ChoiceDelta]:
-        self._saw(place, event)
-        reader = self._choices[place].reader
+    async def gained(self) -> list[ChoiceDelta] | None:
+        """What a choice gains next, waited for; None when all have ended. Raises ApiError when one of them fails."""
+        assert self._stream is not None, "not open"
+        event = self._early.popleft() if self._early else await self._stream.next()
         if isinstance(event, Emitted):
-            return reader.emitted(event)
+            self._observer.saw(event)
+            return self._choices[event.request_id].reader.emitted(event)
+        if event is None:
+            return None
+        if isinstance(event, Failed):
+            raise self._failure(event)
         assert isinstance(event, Finished)
+        self._open.discard(event.request_id)
+        self._observer.saw(event)
         if event.reason == "cancelled":
             raise ApiError(503, "the server is shutting down", code="draining", retry_after=5)
-        return reader.finished(event)
+        return self._choices[event.request_id].reader.finished(event)
 
-    def _saw(self, place: int, event: Answer) -> None:
-        if isinstance(event, Finished | Failed):
-            self._ended[place] = True
+    def close(self) -> None:
+        """Give up what still runs; the engine drops it within a step. Safe to call twice."""
+        if self._stream is not None:
+            self._stream.close()
+        while self._open:
+            self._observer.left(self._open.pop())
+
+    def _failure(self, event: Failed) -> ApiError:
+        self._open.discard(event.request_id)
         self._observer.saw(event)
-        if isinstance(event, Failed):
-            error = from_failed(event)
-            if error.status == 500:  # the engine lives on, and nothing else would say why this one went wrong
-                fields = {"request": event.request_id, "code": event.code, "reason": event.message}
-                _log.error("a generation failed", extra={"fields": fields})
-            raise error
-
-
-async def _firsts(sources: Sequence[Events]) -> list[Answer]:
-    asked = [asyncio.ensure_future(anext(source)) for source in sources]
-    try:
-        return await asyncio.gather(*asked)
-    finally:
-        # a generator cannot be closed while it is being read
-        for task in asked:
-            task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
-
-
-async def _merged(sources: Sequence[Events]) -> AsyncGenerator[tuple[int, Answer], None]:
-    """The items of all sources as they come. One slot: a slow reader slows them, it does not fill memory."""
-    queue: asyncio.Queue[tuple[int, Answer | BaseException | None]] = asyncio.Queue(maxsize=1)
-
-    async def pour(place: int, source: Events) -> None:
-        try:
-            async for event in source:
-                await queue.put((place, event))
-        except Exception as error:
-            await queue.put((place, error))
-        await queue.put((place, None))
-
-    pouring = [asyncio.create_task(pour(place, source)) for place, source in enumerate(sources)]
-    try:
-        remaining = len(sources)
-        while remaining:
-            place, item = await queue.get()
-            if item is None:
-                remaining -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                yield place, item
-    finally:
-        for task in pouring:
-            task.cancel()
-        await asyncio.gather(*pouring, return_exceptions=True)
+        error = from_failed(event)
+        if error.status == 500:  # the engine lives on, and nothing else would say why this one went wrong
+            fields = {"request": event.request_id, "code": event.code, "reason": event.message}
+            _log.error("a generation failed", extra={"fields": fields})
+        return error

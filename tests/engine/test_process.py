@@ -363,7 +363,7 @@ def test_a_reader_that_leaves_frees_its_cells() -> None:
             async for event in stream:
                 if isinstance(event, Emitted):
                     break
-            await stream.aclose()
+            stream.close()
             while (await client.stats()).running:
                 await asyncio.sleep(0.01)
             stats = await client.stats()
@@ -460,7 +460,7 @@ def test_the_end_of_an_abandoned_request_is_told_with_its_counts() -> None:
                     emitted += event.tokens
                     if emitted >= 20:
                         break
-            await stream.aclose()
+            stream.close()
             while not abandoned:
                 await asyncio.sleep(0.01)
             (end,) = abandoned
@@ -487,7 +487,7 @@ def test_an_end_that_nobody_came_for_is_told_too() -> None:
                 pass
             await client.stats()  # which was asked for behind the end
             assert not abandoned
-            await stream.aclose()
+            stream.close()
             assert [(end.request_id, end.reason, end.usage.completion_tokens) for end in abandoned] == [
                 ("a", "length", 5)
             ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import httpx
 
+from ktllama.engine.answer_stream import Answer, AnswerStream
 from ktllama.engine.client import EngineClient
 from ktllama.engine.launch import Launch
 from ktllama.engine.messages import (
@@ -24,7 +26,6 @@ from ktllama.engine.messages import (
     Usage,
 )
 from ktllama.server.app import create_app
-from ktllama.server.running import Answer
 from ktllama.server.state import EndpointSettings, ServerState
 
 CONTROL = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
@@ -72,8 +73,25 @@ class RecordingClient(EngineClient):
         self.asked: list[Generate] = []
         self.calls: list[tuple[str, Any]] = []
         self.closed: list[str] = []
+        self._pouring: dict[int, list[asyncio.Task[None]]] = {}
 
-    async def generate(self, request: Generate) -> AsyncGenerator[Answer, None]:
+    def generate(self, *requests: Generate) -> AnswerStream:
+        stream = AnswerStream(len(requests), self._close)
+        pouring = [asyncio.create_task(self._pour(request, stream)) for request in requests]
+        self._pouring[id(stream)] = pouring
+        return stream
+
+    def _close(self, stream: AnswerStream) -> None:
+        for pouring in self._pouring.pop(id(stream)):
+            pouring.cancel()
+
+    async def _pour(self, request: Generate, stream: AnswerStream) -> None:
+        async with aclosing(self.script(request)) as events:
+            async for event in events:
+                stream.put(event)
+
+    async def script(self, request: Generate) -> AsyncGenerator[Answer, None]:
+        """The events of one generation."""
         self.asked.append(request)
         try:
             yield Accepted(request_id=request.request_id, prompt_tokens=5)

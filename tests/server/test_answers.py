@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from ktllama.engine.answer_stream import Answer
 from ktllama.engine.client import EngineClient
 from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.launch import Launch
 from ktllama.engine.messages import Accepted, Embedded, Failed, Generate
 from ktllama.server.app import create_app
 from ktllama.server.protocol.answers import ChatCompletion, ErrorAnswer
-from ktllama.server.running import Answer
 from ktllama.server.state import EndpointSettings, ServerState
 from tests.server.recording import RecordingClient, ask, events
 
@@ -162,11 +162,11 @@ class FailingClient(RecordingClient):
         super().__init__()
         self.refusal = (code, fields, late)
 
-    async def generate(self, request: Any) -> Any:
+    async def script(self, request: Any) -> Any:
         code, fields, late = self.refusal
         self.asked.append(request)
         if late:
-            events = super().generate(request)
+            events = super().script(request)
             yield await anext(events)
             yield await anext(events)
             await events.aclose()
@@ -238,9 +238,9 @@ def test_a_failure_within_a_stream_is_an_event_and_the_end() -> None:
 
 def test_one_choice_that_fails_ends_all() -> None:
     class Third(FailingClient):
-        async def generate(self, request: Any) -> Any:
-            made = super().generate(request) if request.request_id.endswith("-2") else None
-            async for event in made or RecordingClient.generate(self, request):
+        async def script(self, request: Any) -> Any:
+            made = super().script(request) if request.request_id.endswith("-2") else None
+            async for event in made or RecordingClient.script(self, request):
                 yield event
 
     failing = Third("engine_error", late=True)
@@ -324,7 +324,7 @@ def test_a_compressed_body_is_refused_by_name(coding: str, status: int) -> None:
 
 def test_what_the_engine_could_not_do_is_in_the_log_with_its_cause(caplog: pytest.LogCaptureFixture) -> None:
     class Failing(RecordingClient):
-        async def generate(self, request: Generate) -> AsyncGenerator[Answer, None]:
+        async def script(self, request: Generate) -> AsyncGenerator[Answer, None]:
             yield Accepted(request_id=request.request_id, prompt_tokens=1)
             yield Failed(request_id=request.request_id, code="engine_error", message="the step failed: no luck")
 
