@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from ktllama.server.deltas import ChoiceDelta
 from ktllama.server.errors import ApiError
-from ktllama.server.notes import notes_of
+from ktllama.server.notes import notes_of, short_send
 from ktllama.server.presence import gone
 from ktllama.server.running import Running
 
@@ -78,6 +78,7 @@ class EventStream(Response):
                 if piece:
                     self._silent = False
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
+                    send = short_send(scope, send)
                 if (deltas := await running.gained()) is None:
                     break
                 piece = writer.encoded(deltas)

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, TextIO
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ktllama.server.errors import ApiError
-from ktllama.server.notes import RequestNotes, notes_of
+from ktllama.server.notes import RequestNotes, keep_send, notes_of
 from ktllama.server.refusal import refuse
 
 _requests = logging.getLogger("ktllama.request")
@@ -129,6 +129,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         watched = _Watched(_request_id(scope), send)
+        keep_send(scope, send)
         scope["state"] = {**scope.get("state", {}), "request_id": watched.request_id}
         body = bytearray()
         try:

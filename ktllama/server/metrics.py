@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from ktllama.engine.client import State
 from ktllama.engine.messages import Accepted, Emitted, Failed, Finished
@@ -57,8 +60,9 @@ class Metrics:
         self._reasoning = counter("reasoning_tokens", "Generated tokens of thinking.")
         self._lookups = counter("prefix_cache_lookups", "Prompts by whether the cache had a prefix.", "result")
         self._first = histogram("time_to_first_token_seconds", "From start to first text.", _FIRST_TOKEN_SECONDS)
-        self._between = histogram("inter_token_seconds", "Between tokens of one generation.", _TOKEN_SECONDS)
+        self._between = _TokenTimes()
         self._queued = histogram("queue_seconds", "Time in the queue.", _FIRST_TOKEN_SECONDS)
+        self.registry.register(self._between)
         self.registry.register(_EngineState(client))
         ProcessCollector(registry=self.registry)
 
@@ -97,7 +101,7 @@ class Metrics:
         if running.last is None:
             self._first.observe(now - running.began)
         elif event.tokens:
-            self._between.observe((now - running.last) / event.tokens)
+            self._between.add(now - running.last, event.tokens)
         running.last = now
 
     def _finished(self, event: Finished) -> None:
@@ -137,6 +141,26 @@ class _WithoutTimes(CollectorRegistry):
         for metric in self._inner.collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
+
+
+class _TokenTimes(Collector):
+    """Seconds between tokens, as a histogram that a token costs a fraction of what the library's own costs."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_TOKEN_SECONDS) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float, n_tokens: int) -> None:
+        """Count tokens that came together, ``seconds`` after those before them."""
+        self._counts[bisect.bisect_left(_TOKEN_SECONDS, seconds / n_tokens)] += n_tokens
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric."""
+        bounds = [*map(floatToGoString, _TOKEN_SECONDS), "+Inf"]
+        buckets = list(zip(bounds, map(float, itertools.accumulate(self._counts)), strict=True))
+        name, text = "ktllama_inter_token_seconds", "Between tokens of one generation."
+        yield HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
 
 
 class _EngineState(Collector):

@@ -6,7 +6,10 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.types import Send
+
 _KEY = "ktllama.notes"
+_SEND_KEY = "ktllama.send"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,4 +34,18 @@ def notes_of(scope: MutableMapping[str, Any]) -> RequestNotes:
     found = scope.get(_KEY)
     if not isinstance(found, RequestNotes):
         found = scope[_KEY] = RequestNotes()
+    return found
+
+
+def keep_send(scope: MutableMapping[str, Any], send: Send) -> None:
+    """Keep the outermost layer's way out for `short_send`."""
+    scope[_SEND_KEY] = send
+
+
+def short_send(scope: MutableMapping[str, Any], send: Send) -> Send:
+    """The way out past the layers between: once an answer has begun, they let its pieces through as they are.
+
+    A streamed token would be handed on by half a dozen coroutines otherwise.
+    """
+    found: Send = scope.get(_SEND_KEY, send)
     return found

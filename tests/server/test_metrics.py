@@ -61,8 +61,10 @@ def test_a_generation_counts_its_tokens_and_times(clock: Clock) -> None:
     metrics.saw(finished("a", cached=6))
     found = values(metrics)
     assert found["ktllama_time_to_first_token_seconds_sum"] == pytest.approx(0.4)
-    assert found["ktllama_inter_token_seconds_sum"] == pytest.approx(0.03)
-    assert found["ktllama_inter_token_seconds_count"] == 1
+    assert found["ktllama_inter_token_seconds_sum"] == pytest.approx(0.06)
+    assert found["ktllama_inter_token_seconds_count"] == 2
+    below = {bound: found[f"ktllama_inter_token_seconds_bucket[{bound}]"] for bound in ("0.025", "0.05", "5.0", "+Inf")}
+    assert below == {"0.025": 0, "0.05": 2, "5.0": 2, "+Inf": 2}
     assert found["ktllama_queue_seconds_sum"] == pytest.approx(0.2)
     assert found["ktllama_prompt_tokens_total"] == 10
     assert found["ktllama_cached_tokens_total"] == 6
