@@ -110,6 +110,7 @@ def launch_of(made: Plan, settings: ServeSettings) -> Launch:
         executor=EXECUTOR,
         options=executor_options(made, settings),
         queue_limit=settings.queue_limit,
+        text_interval=settings.stream_interval,
         heartbeat=heartbeat_of(settings),
     )
 

@@ -31,7 +31,6 @@ from ktllama.engine.messages import (
     Failed,
     Finished,
     Generate,
-    Load,
     LoadFailed,
     Loading,
     ModelInfo,
@@ -196,8 +195,7 @@ class EngineClient:
         assert process.ended is not None
         beating = asyncio.create_task(self._watch_pulse(process), name="ktllama-engine-pulse")
         try:
-            launch = self._launch
-            process.send([Load(executor=launch.executor, options=dict(launch.options), queue_limit=launch.queue_limit)])
+            process.send([self._launch.load()])
             status = await asyncio.shield(process.ended)
         finally:
             beating.cancel()

@@ -16,11 +16,11 @@ from ktllama.engine.embedding import Embedding, EmbeddingJob
 from ktllama.engine.executor import Executor, OutOfCellsError, Row, Sampled
 from ktllama.engine.generation import Generation
 from ktllama.engine.lifecycle import Phase, Turn
-from ktllama.engine.messages import Accepted, Emitted, Event, Failed, Finished, Kind, Stats, TokenLogprob
+from ktllama.engine.messages import Accepted, Event, Failed, Finished, Kind, Stats, TokenLogprob
+from ktllama.engine.outgoing import Outgoing
 from ktllama.engine.prefix_cache import PrefixCache
 from ktllama.engine.scheduler import Scheduler
 from ktllama.engine.throughput import Throughput
-from ktllama.r1.delta import merged
 from ktllama.r1.repetition import RepetitionGuard
 
 _log = logging.getLogger("ktllama.engine")
@@ -36,7 +36,15 @@ class EngineBrokenError(Exception):
 class Engine:
     """Works on many generations at once on one executor."""
 
-    def __init__(self, executor: Executor, *, queue_limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        queue_limit: int,
+        text_interval: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`text_interval`: seconds that a running generation's text may wait for more of it, see `take_events`."""
         model = executor.model
         self.executor = executor
         self.cache = PrefixCache(
@@ -55,8 +63,7 @@ class Engine:
         self._queue_limit = queue_limit
         self._clock = clock
         self._guards: dict[Generation, RepetitionGuard] = {}
-        self._touched: dict[Generation, None] = {}  # with something to send
-        self._events: list[Event] = []
+        self._outgoing = Outgoing(clock, text_interval)
         self._failed_steps = 0
         self._empty_steps = 0
         self._throughput = Throughput()
@@ -78,7 +85,7 @@ class Engine:
         self.generations[request_id] = generation
         self._guards[generation] = RepetitionGuard()
         self.scheduler.submit(generation)
-        self._events.append(Accepted(request_id=request_id, prompt_tokens=generation.n_prompt))
+        self._outgoing.add(Accepted(request_id=request_id, prompt_tokens=generation.n_prompt))
         if len(generation.tokens) >= generation.limit:  # max_tokens is 0
             self._finish(generation, "length")
 
@@ -99,7 +106,7 @@ class Engine:
 
     def fail(self, failed: Failed) -> None:
         """Answer a request that did not get here."""
-        self._events.append(failed)
+        self._outgoing.add(failed)
 
     def _refused(self, request_id: str) -> bool:
         n_queued = len(self.scheduler.queue) + len(self.embeddings)
@@ -111,20 +118,22 @@ class Engine:
             retry_after = self._throughput.retry_after(n_queued)
             message = f"{n_queued} requests are waiting already"
             fields: dict[str, int | float | str] = {"queued": n_queued, "retry_after": retry_after}
-            self._events.append(Failed(request_id=request_id, code="queue_full", message=message, fields=fields))
+            self._outgoing.add(Failed(request_id=request_id, code="queue_full", message=message, fields=fields))
         else:
             return False
         return True
 
     # ── events out ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def take_events(self) -> list[Event]:
-        """What has happened since the last call, each request's text in one event."""
-        for generation in self._touched:
-            self._emit(generation)
-        self._touched.clear()
-        events, self._events = self._events, []
-        return events
+    def take_events(self, *, at_once: bool = False) -> list[Event]:
+        """What has happened since the last call, each request's text in one event.
+
+        Text waits up to `text_interval` for more, unless it is to leave `at_once`, while the next step can only be a
+        decode step. What a longer one would hold up does not wait.
+        """
+        if not at_once and self._outgoing.may_wait() and not self.embeddings and self.scheduler.only_decodes:
+            return []
+        return self._outgoing.take()
 
     @property
     def is_busy(self) -> bool:
@@ -288,7 +297,7 @@ class Engine:
         if generation.transcript.stopped != "eos":
             generation.logprobs.append(logprob)
             generation.logprob_kinds.append(kind)
-            self._touched[generation] = None
+            self._outgoing.speak(generation)
 
     def _say(self, generation: Generation, token: int, piece: bytes) -> None:
         """Add a token to a generation's tokens and to its text."""
@@ -301,7 +310,7 @@ class Engine:
         self._reasoning_tokens += transcript.reasoning_tokens - thought
         if deltas:
             generation.deltas += deltas
-            self._touched[generation] = None
+            self._outgoing.speak(generation)
 
     def _force_or_constrain(self, generation: Generation) -> None:
         """Close the thinking where its budget is spent; begin the grammar where the answer begins."""
@@ -339,7 +348,7 @@ class Engine:
             return
         if len(embedding.vectors) == len(embedding.request.prompts):
             self.embeddings.popleft()
-            self._events.append(embedding.answer())
+            self._outgoing.add(embedding.answer())
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -352,11 +361,11 @@ class Engine:
         generation.deltas += transcript.finish(cut_off=reason != "stop")
         self._reasoning_tokens += transcript.reasoning_tokens - thought
         generation.turn(Turn.CANCEL if reason == "cancelled" else Turn.END)
-        self._emit(generation)
+        self._outgoing.end(generation)
         now = self._clock()
         first = generation.first_token_at
         admitted = generation.admitted_at
-        self._events.append(
+        self._outgoing.add(
             Finished(
                 request_id=generation.request.request_id,
                 reason=reason,
@@ -373,41 +382,21 @@ class Engine:
 
     def _fail(self, generation: Generation, code: str, message: str) -> None:
         generation.turn(Turn.FAIL)
-        self._emit(generation)
+        self._outgoing.end(generation)
         self._fail_id(generation.request.request_id, code, message)
         self._leave(generation)
 
     def _fail_id(self, request_id: str, code: str, message: str) -> None:
-        self._events.append(Failed(request_id=request_id, code=code, message=message))
+        self._outgoing.add(Failed(request_id=request_id, code=code, message=message))
 
     def _leave(self, generation: Generation) -> None:
         """Free what an ended generation holds."""
         if generation.is_open:
             self.executor.close(generation.sequence)
         self.scheduler.leave(generation)
-        self._touched.pop(generation, None)
         del self.generations[generation.request.request_id]
         del self._guards[generation]
         self._throughput.ended(self._clock())
-
-    def _emit(self, generation: Generation) -> None:
-        """Turn what a generation has said into an event."""
-        if not generation.deltas and not generation.logprobs:
-            return
-        deltas = generation.deltas if len(generation.deltas) == 1 else merged(generation.deltas)
-        self._events.append(
-            Emitted(
-                request_id=generation.request.request_id,
-                deltas=tuple(deltas),
-                tokens=generation.n_unsent,
-                logprobs=tuple(generation.logprobs),
-                logprob_kinds=tuple(generation.logprob_kinds),
-            )
-        )
-        generation.deltas = []
-        generation.logprobs = []
-        generation.logprob_kinds = []
-        generation.n_unsent = 0
 
 
 def _rows(plan: dict[Generation, int]) -> list[Row]:

@@ -24,6 +24,7 @@ class Generation:
         "deltas",
         "first_token_at",
         "forced_closed",
+        "has_spoken",
         "is_open",
         "leader",
         "limit",
@@ -63,6 +64,7 @@ class Generation:
         self.is_open = False  # whether its sampler chain exists
         self.constrained = not (request.grammar or request.json_schema)
         self.forced_closed = False
+        self.has_spoken = False
         # said, and not sent yet
         self.deltas: list[Delta] = []
         self.logprobs: list[TokenLogprob] = []

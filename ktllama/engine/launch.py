@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ktllama.engine.heartbeat import Heartbeat
+from ktllama.engine.messages import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +31,23 @@ class Launch:
     """An engine process. `executor` is "module:function" or "path/to/file.py:function", an ExecutorFactory.
 
     `options` goes to that function and must be JSON-able. `env` is added to this process's environment.
-    `queue_limit` is how many requests may wait; one more is refused with `queue_full`.
+    `queue_limit` is how many requests may wait; one more is refused with `queue_full`. `text_interval` is how many
+    seconds a running request's text may wait for more of it, so that fewer events carry it.
     """
 
     executor: str
     options: Mapping[str, object] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     queue_limit: int = 256
+    text_interval: float = 0.0
     backoff: Backoff = Backoff()
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+
+    def load(self) -> Load:
+        """The first message to the process."""
+        return Load(
+            executor=self.executor,
+            options=dict(self.options),
+            queue_limit=self.queue_limit,
+            text_interval=self.text_interval,
+        )

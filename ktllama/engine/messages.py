@@ -128,6 +128,7 @@ class Load(Message, frozen=True, kw_only=True):
     executor: str
     options: dict[str, object] = {}
     queue_limit: int = 256
+    text_interval: float = 0.0
 
 
 class Generate(Message, frozen=True, kw_only=True):

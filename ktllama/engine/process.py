@@ -169,8 +169,9 @@ class StepLoop:
         engine = self._engine
         try:
             while True:
-                for work in self._waiting():
-                    self._take(work)
+                took = [self._take(work) for work in self._waiting()]
+                if took:  # the next step may be a long one, and who is accepted is to know it
+                    self._outbox.send(engine.take_events(at_once=True))
                 if engine.is_busy:
                     self._stepping.since = time.monotonic()
                     engine.step()
@@ -181,7 +182,7 @@ class StepLoop:
                 elif engine.draining:
                     return
         finally:
-            self._outbox.send(engine.take_events())
+            self._outbox.send(engine.take_events(at_once=True))
 
     def _waiting(self) -> Iterator[Work]:
         """What has come in; sleeps for it if there is nothing else to do."""
@@ -320,7 +321,7 @@ def main(arguments: list[str]) -> int:
     if executor is None:
         return 2
     reader.intake = Intake(executor)
-    engine = Engine(executor, queue_limit=first[0].queue_limit)
+    engine = Engine(executor, queue_limit=first[0].queue_limit, text_interval=first[0].text_interval)
     gc.collect()
     gc.freeze()  # what loading made stays; later collections need not look at it
     outbox.send([Ready(model=executor.model)])

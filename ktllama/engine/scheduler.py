@@ -111,6 +111,11 @@ class Scheduler:
             newcomers.append(admitted)
         return newcomers
 
+    @property
+    def only_decodes(self) -> bool:
+        """Whether nobody waits, and the next step is one token of each that runs unless something new comes."""
+        return not self.queue and all(generation.phase is Phase.DECODING for generation in self.running)
+
     def schedule(self) -> dict[Generation, int]:
         """How many rows each generation gets in the next step; empty if there is nothing to do."""
         self._plan, self._n_planned = {}, 0

@@ -26,6 +26,7 @@ def main() -> int:
         executor=FAKE,
         options=told.get("options", {}),
         queue_limit=settings.queue_limit,
+        text_interval=settings.stream_interval,
         backoff=Backoff(**told.get("backoff", {"first_seconds": 0.05})),
     )
     keys = Keys(told["keys"]) if "keys" in told else None
