@@ -80,6 +80,7 @@ async def _clients(running: Running, sizes: Sizes, run: object, n_clients: int) 
         "decode": load.decode_tokens_per_second,
         "whole": load.tokens_per_second,
         "first_token": statistics.median(firsts) if firsts else None,
+        "mean_first_token": statistics.fmean(firsts) if firsts else None,
         "last_first_token": max(firsts, default=None),
         **_counts(load),
     }

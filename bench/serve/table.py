@@ -88,6 +88,7 @@ def rows(records: list[Record]) -> list[tuple[str, dict[str, str]]]:
         ("decode", "decode", " t/s"),
         ("whole", "tokens over all the time", " t/s"),
         ("first_token", "first token, median", " s"),
+        ("mean_first_token", "first token, mean", " s"),
         ("last_first_token", "first token, the last client's", " s"),
     ):
         made += [(f"{label}, {cell} clients", _cells(by_cell[cell], figure, unit)) for cell in counts]
