@@ -169,8 +169,7 @@ class StepLoop:
         engine = self._engine
         try:
             while True:
-                took = [self._take(work) for work in self._waiting()]
-                if took:  # the next step may be a long one, and who is accepted is to know it
+                if self._take_all():  # the next step may be a long one, and who is accepted is to know it
                     self._outbox.send(engine.take_events(at_once=True))
                 if engine.is_busy:
                     self._stepping.since = time.monotonic()
@@ -198,6 +197,14 @@ class StepLoop:
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()
+
+    def _take_all(self) -> bool:
+        """Take what has come in; whether there was anything."""
+        took = False
+        for work in self._waiting():
+            self._take(work)
+            took = True
+        return took
 
     def _take(self, work: Work) -> None:
         engine = self._engine
