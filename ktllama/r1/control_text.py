@@ -10,7 +10,8 @@ goes through a template like any other.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from ktllama.r1.errors import MessagesError
@@ -27,9 +28,7 @@ class ControlStrings:
         # A token of one character cannot be cut, and is no marker.
         kept = sorted({text for text in strings if 1 < len(text) <= _LONGEST and text.strip()}, key=len, reverse=True)
         self.strings = frozenset(kept)
-        # Prefixes grouped by their first character: most of a text is then passed over quickly.
-        alternatives = "|".join(re.escape(text) for text in sorted(kept))
-        self._pattern = re.compile(f"(?=(?:{alternatives}))") if kept else None
+        self._pattern = re.compile(f"(?={_beginning_with(sorted(kept))})") if kept else None
         self._beginnings = frozenset(text[:n] for text in kept for n in range(1, len(text)))
         self._longest = max((len(text) for text in kept), default=0)
 
@@ -54,6 +53,21 @@ class ControlStrings:
         if isinstance(value, (list, tuple)):
             return [self.cut_all(item, mark, depth + 1) for item in value]
         return value
+
+
+def _beginning_with(texts: Sequence[str]) -> str:
+    """A pattern for the beginning of any of ``texts``, which are sorted. What some have in common is looked at once.
+
+    R1's vocabulary has 800 that differ in their last digits: tried one by one, they cost microseconds at every ``<``.
+    """
+    first, last = texts[0], texts[-1]
+    n_shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    shared = re.escape(first[:n_shared])
+    if n_shared == len(first):
+        return shared
+    groups = (list(group) for _, group in groupby(texts, key=lambda text: text[n_shared]))
+    rests = "|".join(_beginning_with([text[n_shared:] for text in group]) for group in groups)
+    return f"{shared}(?:{rests})"
 
 
 def unused_mark(texts: Iterable[str]) -> str:

@@ -133,7 +133,7 @@ class Vocabulary:
                 )
         return tuple(sorted(found, key=lambda special: -len(special.text.encode())))
 
-    def _fragments(self, text: str, trusted: Sequence[tuple[int, int]]) -> Iterable[str | int]:
+    def _fragments(self, text: str, trusted: Sequence[int]) -> Iterable[str | int]:
         """``text`` as special tokens and the runs of plain text between them."""
         fragments: list[tuple[int, int] | int] = [(0, len(text))] if text else []
         for special in self._special:
@@ -172,33 +172,34 @@ def _suppressed(api: Any, vocab: Any) -> tuple[int, ...]:
     return tuple(listed[: n_tokens.value]) if listed else ()
 
 
-def _trusted(segments: Sequence[Segment]) -> list[tuple[int, int]]:
-    """Where control tokens count, as character ranges; neighbours are joined."""
-    ranges: list[tuple[int, int]] = []
+def _trusted(segments: Sequence[Segment]) -> list[int]:
+    """Where trust begins, ends, begins again and so on: character positions, in order. Control tokens count there."""
+    borders: list[int] = []
     start = 0
     for segment in segments:
         end = start + len(segment.text)
         if segment.special and end > start:
-            if ranges and ranges[-1][1] == start:
-                ranges[-1] = (ranges[-1][0], end)
+            if borders[-1:] == [start]:
+                borders[-1] = end
             else:
-                ranges.append((start, end))
+                borders += start, end
         start = end
-    return ranges
+    return borders
 
 
-def _is_trusted(start: int, end: int, trusted: Sequence[tuple[int, int]]) -> bool:
-    index = bisect_right(trusted, (start, 1 << 62)) - 1
-    return index >= 0 and end <= trusted[index][1]
+def _counts(start: int, end: int, special: _SpecialToken, trusted: Sequence[int]) -> bool:
+    """Whether a match is that token.
 
-
-def _straddles(start: int, end: int, trusted: Sequence[tuple[int, int]]) -> bool:
-    """Whether trust begins or ends within a match: then it was cut on purpose, and is no token of any kind."""
-    return any(start < border < end for stretch in trusted for border in stretch)
+    It is none of any kind where trust begins or ends within it: then it was cut on purpose.
+    """
+    n_before = bisect_right(trusted, start)
+    if n_before < len(trusted) and trusted[n_before] < end:
+        return False
+    return not special.forgeable or n_before % 2 == 1
 
 
 def _split(
-    text: str, fragment: tuple[int, int] | int, special: _SpecialToken, trusted: Sequence[tuple[int, int]]
+    text: str, fragment: tuple[int, int] | int, special: _SpecialToken, trusted: Sequence[int]
 ) -> Iterator[tuple[int, int] | int]:
     """One fragment, cut at every occurrence of a special token."""
     if isinstance(fragment, int):
@@ -208,7 +209,7 @@ def _split(
     search = start
     while (match := text.find(special.text, search, end)) >= 0:
         after = match + len(special.text)
-        if (special.forgeable and not _is_trusted(match, after, trusted)) or _straddles(match, after, trusted):
+        if not _counts(match, after, special, trusted):
             search = match + 1
             continue
         left_end = match

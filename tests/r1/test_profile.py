@@ -118,3 +118,11 @@ def test_control_strings_are_control_tokens_and_markers() -> None:
 )
 def test_cutting(text: str, expected: str) -> None:
     assert ControlStrings(["<ab>", "bcb", " ", "|"]).cut(text, "|") == expected
+
+
+def test_control_strings_that_begin_alike_are_all_found() -> None:
+    strings = ["<a", "<ab>", "<b>", "<b1>", "<b12>", "(+)", "(+]", "cd", "<｜no▁1｜>", "<｜no▁10｜>"]
+    control = ControlStrings(strings)
+    assert [control.cut(f"-{text}.", "|") for text in strings] == [f"-{text[0]}|{text[1:]}." for text in strings]
+    assert ControlStrings(["<a>"]).cut("<a><b>", "|") == "<|a><b>"
+    assert control.cut("<｜no▁2｜> <c> (+", "|") == "<｜no▁2｜> <c> (+|"

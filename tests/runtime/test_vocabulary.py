@@ -12,6 +12,7 @@ import gguf
 import pytest
 
 from ktllama.engine.messages import Segment
+from ktllama.runtime.vocabulary import _SpecialToken, _split, _trusted
 from tests.runtime import smollm2
 from tests.runtime.own_process import in_own_process, process
 from tests.runtime.tiny_models import TinyLlama
@@ -73,6 +74,17 @@ def test_users_cannot_forge_control_tokens(smol: LoadedVocabulary) -> None:
         segments = [Segment(text, special) for text, special in halves]
         assert start not in ids.tokenize(segments, add_bos=False)
     assert start in ids.tokenize([Segment("<|im_", True), Segment("start|>", True)], add_bos=False)
+
+
+def test_a_token_that_was_cut_is_text_however_often_it_comes() -> None:
+    """A look at every border for every match would take days here."""
+    think = _SpecialToken(token=7, text="<think>", forgeable=False, strips_left=False, strips_right=False)
+    cut = [Segment("<", False), Segment("think>", True)] * 150_000
+    whole = [Segment("<think>", False), Segment("x", True), Segment("<thi", True), Segment("nk>", True)]
+    text = "".join(segment.text for segment in cut + whole)
+    n_cut = 150_000 * len("<think>")
+    found = list(_split(text, (0, len(text)), think, _trusted(cut + whole)))
+    assert found == [(0, n_cut), 7, (n_cut + 7, n_cut + 8), 7]
 
 
 def test_the_beginning_is_said_once(smol: LoadedVocabulary) -> None:
