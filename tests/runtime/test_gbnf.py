@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ktllama import assets
 from ktllama.engine.executor import GrammarError
 from ktllama.runtime.gbnf import check_gbnf
 from ktllama.runtime.grammar import Constraint
+from ktllama.runtime.sampler_chain import Candidates
 from tests.runtime.own_process import in_own_process, process
 from tests.runtime.vocabularies import vocabulary_of
 
@@ -25,6 +28,8 @@ _ACCEPTED = [
     'root ::= value\nvalue ::= "[" (value ("," value)*)? "]"',
     'root ::= "a" root | ""',
     'root ::= [\\]\\[^-] "\\"\\\\\\t"',
+    'root ::= <think> (!</think>)* </think> "" "a"*',
+    'root ::= "a" | (<[5]> a)*\na ::= "" | <[6]>',
 ]
 
 _REFUSED = {
@@ -51,6 +56,11 @@ _REFUSED = {
     'root ::= "a" )': "expected the end of the line",
     'root ::= ("a"': "expected )",
     'root ::= "a\0"': "NUL",
+    'root ::= "<" !<[5]>': "can follow a character",
+    'root ::= a b? <[5]>\na ::= <[1]> | "x" b\nb ::= "" | <[2]>': "can follow a character",
+    'root ::= (<[5]> "x")*': "can follow a character",
+    'root ::= (<[5]> | "x" root | "y")': "can follow a character",
+    "root ::= !<[6]> root <[6]> | !<[7]> root <[7]> | <[8]>": "2000 ways at once",
     "root ::= <": "a token such as",
     "": "no rule called root",
     "\n".join(f'r{i} ::= r{i + 1} "x" | r{i + 1} "y"' for i in range(40)) + '\nr40 ::= "z"\nroot ::= r0': "2000 ways",
@@ -116,6 +126,42 @@ _WORDS = (
     ),
     *("{2}", "{1,}", "{0,3}", "{3,1}", "{", "}", '"', "[", "]", "\\", "<eos>", "!<[3]>", "<", "#", "-", "é"),
 )
+
+
+_TOKEN_WORDS = (*("<[5]>", "!<[5]>", "<think>", "!</think>") * 2, '"<"', '"t"', "[^a]", ".", *"ab|||()*?", "\n")
+
+
+@in_own_process
+def test_llama_cpp_accepts_every_token_that_it_allows() -> None:
+    """Of a real vocabulary, whose tokens are longer than a character, within random grammars of tokens and characters."""
+    passed = 0
+    with vocabulary_of(assets.tiny_r1()) as loaded:
+        candidates = Candidates(loaded.api, loaded.vocabulary.size)
+        logits = np.zeros(loaded.vocabulary.size, np.float32)
+        for seed in range(1500):
+            draw = random.Random(seed)
+            words = [draw.choices(_TOKEN_WORDS, k=draw.randrange(1, 7)) for _ in range(3)]
+            root, a, b = (" ".join(body).replace("\n", '""') for body in words)
+            grammar = f'root ::= {root}\na ::= <think> | {a}\nb ::= "" | {b}'
+            try:
+                check_gbnf(grammar)
+            except GrammarError:
+                continue
+            passed += "<" in root
+            constraint = Constraint(loaded.api, loaded.vocab, grammar)
+            for _ in range(3):
+                candidates.load(None, logits, descending=False)
+                candidates.apply(constraint.sampler)
+                allowed = np.flatnonzero(np.isfinite(candidates.logits(len(logits)))).tolist()
+                if not allowed:
+                    break
+                for token in {*allowed[:16], *draw.sample(allowed, min(len(allowed), 16))}:
+                    tried = loaded.api.llama_sampler_clone(constraint.sampler)
+                    loaded.api.llama_sampler_accept(tried, token)
+                    loaded.api.llama_sampler_free(tried)
+                constraint.accept(draw.choice(allowed[:16]))
+            constraint.close()
+    assert passed > 50
 
 
 @in_own_process
