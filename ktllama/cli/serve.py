@@ -26,7 +26,7 @@ def _request_options(command: _Command) -> _Command:
             click.option("--queue-limit", type=click.IntRange(0), metavar="N",
                          help="Requests that may wait; the next one is 429.  [default: 2048]"),
             click.option("--stream-interval", type=click.FloatRange(0, 1), metavar="SECONDS",
-                         help="Text of streams leaves at most so often; 0: each token at once.  [default: 0.005]"),
+                         help="Text of streams leaves at most so often; 0: each token at once.  [default: 0.01]"),
             click.option("--system-prompt", type=click.Choice(("auto", "merge", "keep")),
                          help="merge it into the first user turn, or keep it.  [default: auto, by model revision]"),
             click.option("--reasoning-format", type=click.Choice(("none", "deepseek", "deepseek-legacy")),

@@ -103,7 +103,7 @@ class ServeSettings(BaseSettings):
     flash_attn: Literal["auto", "on", "off"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=512)
     queue_limit: int = Field(default=2048, ge=0, le=1 << 20)
-    stream_interval: float = Field(default=0.005, ge=0, le=1, allow_inf_nan=False)  # 0: every token at once
+    stream_interval: float = Field(default=0.01, ge=0, le=1, allow_inf_nan=False)  # 0: every token at once
 
     # what requests mean
     system_prompt: Literal["auto", "merge", "keep"] = "auto"
