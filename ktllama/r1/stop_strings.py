@@ -11,9 +11,14 @@ class StopStrings:
     def __init__(self, stop: tuple[str, ...]) -> None:
         assert all(stop), "an empty stop string matches everywhere"
         self._stop = stop
+        self._first_characters = frozenset(string[0] for string in stop)
         self._held = ""
         #: The string that was found.
         self.matched: str | None = None
+
+    def passes(self, text: str) -> bool:
+        """Whether `feed` would give the text back as it is, and remember nothing of it."""
+        return not self._held and self._first_characters.isdisjoint(text)
 
     def feed(self, text: str) -> str:
         """The text that may be shown now: up to the match, or up to what may become one."""

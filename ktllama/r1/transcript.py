@@ -67,7 +67,7 @@ class Transcript:
         self._budget = reasoning_budget
         self._closing_tokens = closing_tokens
         self._calls = None if one_call is None else ToolCallParser(one_call)
-        self._shows_as_it_is = not stop and one_call is None and reasoning_format != "deepseek-legacy"
+        self._shows_as_it_is = one_call is None and reasoning_format != "deepseek-legacy"
         self._unsettled_tokens = 0  # of what may become a tag
         self._forced_tokens = 0  # that are still to be fed
         #: Why the sequence ended by itself; None while it runs.
@@ -149,8 +149,10 @@ class Transcript:
             return None
         if delta.kind == "reasoning":
             self.reasoning_tokens += 1
-        else:
+        elif self._stops.passes(delta.text):
             self.content_tokens += 1
+        else:
+            return None
         return delta if self._format == "deepseek" else Delta("content", delta.text)
 
     def _has_called(self, pieces: list[Piece]) -> bool:
