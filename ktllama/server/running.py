@@ -39,11 +39,11 @@ class Running:
         """Wait until every choice is in the engine's queue. Raises ApiError if one is refused; then none runs."""
         for request_id in self._choices:
             self._observer.began(request_id)
-        self._stream = self._client.generate(*(choice.generate for choice in self._choices.values()))
         n_waiting = len(self._choices)
         try:
+            stream = self._stream = self._client.generate(*(choice.generate for choice in self._choices.values()))
             while n_waiting:
-                event = await self._stream.next()
+                event = await stream.next()
                 assert event is not None, "a stream ended before its generations"
                 if isinstance(event, Accepted):
                     self._observer.saw(event)

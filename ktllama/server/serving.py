@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import resource
 import signal
@@ -242,6 +243,8 @@ class _Life:
                 await asyncio.wait((ready, stop), timeout=_PROGRESS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if not stop.done():
                 self._audience.ready(ready.result())
+                gc.collect()
+                gc.freeze()  # what starting made stays: a later collection that looked at it would hold up streams
         except EngineFailedError as fault:
             self._audience.failed(fault.reason)
             return False

@@ -33,8 +33,9 @@ class Surroundings:
 def surrounded(app: FastAPI, surroundings: Surroundings, metrics: Metrics | None = None) -> ASGIApp:
     """``app`` behind its guards. From the outside in: log, name, origin, key, body.
 
-    All are plain ASGI: a wrapper that makes a response object of every answer would hold back streams. A preflight
-    request carries no key, so origins are looked at before keys.
+    All are plain ASGI: a wrapper that makes a response object of every answer would hold back streams. What they do
+    to the pieces of a stream is nothing, so these go past them once the first is sent; no layer that changes pieces may
+    stand within the log. A preflight request carries no key, so origins are looked at before keys.
     """
     app.state.surroundings = surroundings
     guarded: ASGIApp = BodyLimit(app, surroundings.limits)
