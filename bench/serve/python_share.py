@@ -63,6 +63,7 @@ class Sampler:
         for row in rows:
             if row.sample:
                 token = self._chains[row.sequence].choose(self._logits[(row.position + row.sequence) % 32])
+                assert token is not None
                 letter = 97 + (token + row.position) % 26
                 chosen.append(Sampled(letter, PIECES[letter], None))
         return chosen

@@ -8,6 +8,7 @@ choose the same tokens, which is checked; the batch of 16 rows is filled and tim
 
 from __future__ import annotations
 
+import operator
 import statistics
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def rows_of(n_vocab: int, n_rows: int = N_ROWS) -> list[Any]:
     return rows
 
 
-def _timed(choose: Callable[[Any], int], rows: list[Any]) -> tuple[list[int], float]:
+def _timed(choose: Callable[[Any], int | None], rows: list[Any]) -> tuple[list[int | None], float]:
     tokens, seconds = [], []
     for row in rows:
         started = time.thread_time()
@@ -64,7 +65,7 @@ def main() -> None:
             plain, chain = _PlainChain(sampling, n_vocab), SamplerChain(factory, sampling, ())
             expected, before = _timed(plain.choose, rows)
             found, after = _timed(chain.choose, rows)
-            agree = "same tokens" if found == expected else f"{sum(map(int.__ne__, found, expected))} tokens differ"
+            agree = "same tokens" if found == expected else f"{sum(map(operator.ne, found, expected))} tokens differ"
             print(f"  {name:52} {before:6.0f} → {after:5.0f}   {agree}", flush=True)
             plain.close()
             chain.close()

@@ -269,8 +269,13 @@ class Engine:
 
     def _hear(self, generation: Generation, sampled: Sampled) -> None:
         """Take a sampled token into a generation, and end it where it ends."""
+        if sampled.error is not None:
+            raise sampled.error
         if generation.phase is Phase.PREFILLING:
             self._begin_decoding(generation)
+        if sampled.ends:
+            self._finish(generation, "stop")
+            return
         transcript = generation.transcript
         if sampled.logprob is None:
             self._say(generation, sampled.token, sampled.piece)

@@ -22,15 +22,29 @@ class Row:
 
 
 class Sampled:
-    """The token chosen after a row with `sample`."""
+    """The token chosen after a row with `sample`, or why there is none."""
 
-    __slots__ = ("logprob", "piece", "token")
+    __slots__ = ("ends", "error", "logprob", "piece", "token")
 
-    def __init__(self, token: int, piece: bytes, logprob: TokenLogprob | None) -> None:
-        """`piece` is the token's text as bytes, control tokens rendered."""
+    def __init__(
+        self,
+        token: int,
+        piece: bytes,
+        logprob: TokenLogprob | None,
+        *,
+        ends: bool = False,
+        error: Exception | None = None,
+    ) -> None:
+        """`piece` is the token's text as bytes, control tokens rendered.
+
+        The token means nothing where nothing may come, and so the answer `ends`, also one that ignores end tokens; and
+        where the row's sampler failed with `error`.
+        """
         self.token = token
         self.piece = piece
         self.logprob = logprob
+        self.ends = ends
+        self.error = error
 
 
 class LoadError(Exception):
@@ -134,8 +148,9 @@ class Executor(CellTable, Protocol):
         """Compute at most `model.n_ubatch` rows in one llama_decode; one Sampled a row with `sample`, in their order.
 
         A sequence's rows stand together in the order of their positions. The sampled token is shown to the chain.
-        Raises OutOfCellsError when memory is unchanged; after any other exception the engine removes the sequences of
-        the batch.
+        Where one row's sampler fails, its Sampled has the error and the others have their tokens. Raises
+        OutOfCellsError when memory is unchanged; after any other exception the engine removes the sequences of the
+        batch.
         """
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -32,6 +32,7 @@ from ktllama.runtime.served_model import Opened, open_model
 from ktllama.runtime.shortlist import Logits
 
 _NO_SLOT = 1  # llama_decode: no room in the KV cache, which is as it was
+_NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 _KEPT_GRAMMARS = 32
 
 
@@ -186,11 +187,16 @@ class LlamaExecutor:
         Raises:
             OutOfCellsError: when the cache has no room; nothing has changed.
             LlamaCppError: when llama.cpp fails.
+            FloatingPointError: when no row that asks has logits to choose from; of some, it is theirs alone.
         """
         logits = self.compute(rows)
         n_rows = len(logits)
         asking = [row.sequence for row in rows if row.sample]
-        return [self._sample(sequence, logits[index], index - n_rows) for index, sequence in enumerate(asking)]
+        sampled = [self._sample(sequence, logits[index], index - n_rows) for index, sequence in enumerate(asking)]
+        if sampled and all(isinstance(each.error, FloatingPointError) for each in sampled):
+            assert sampled[0].error is not None
+            raise sampled[0].error
+        return sampled
 
     def compute(self, rows: Sequence[Row]) -> npt.NDArray[np.float32]:
         """Logits (outputs, vocab_size) of the rows that ask for a sample, in llama.cpp's memory until the next call.
@@ -231,11 +237,16 @@ class LlamaExecutor:
         self._cells.append_each([row.sequence for row in rows])
 
     def _sample(self, sequence: int, logits: Logits, place: int) -> Sampled:
-        token = self._chains[sequence].choose(logits, place)
         piece = self.vocabulary.piece
-        n_top = self._logprobs[sequence]
-        logprob = None if n_top is None else token_logprob(self._factory.scratch, logits, token, n_top, piece)
-        return Sampled(token, piece(token), logprob)
+        try:
+            token = self._chains[sequence].choose(logits, place)
+            if token is None:
+                return Sampled(_NO_TOKEN, b"", None, ends=True)
+            n_top = self._logprobs[sequence]
+            logprob = None if n_top is None else token_logprob(self._factory.scratch, logits, token, n_top, piece)
+            return Sampled(token, piece(token), logprob)
+        except Exception as error:  # one row's sampler must not fail the others
+            return Sampled(_NO_TOKEN, b"", None, error=error)
 
 
 def parking_bytes(kv_bytes: Mapping[str, int], free_bytes: int) -> int:

@@ -182,20 +182,21 @@ class SamplerChain:
         if self._adjust is not None:
             self._show_history(history)
 
-    def choose(self, logits: Logits, place: int | None = None) -> int:
+    def choose(self, logits: Logits, place: int | None = None) -> int | None:
         """The next token after ``logits``, which are changed meanwhile and restored; it is accepted too.
 
         ``place`` says which row of the factory's context they are, counted from -1, the last; None: none of them.
-        Where no token is allowed at all the answer ends: the model's end token is returned.
+        None where no token is allowed at all: the answer has to end.
         """
         choose = self._choose_lightly if self._light else self._choose_adjusted
-        token, fits = choose(logits, place)
-        self._see(token)
-        if self.constraint is not None and fits:
-            self.constraint.accept(token)
+        token = choose(logits, place)
+        if token is not None:
+            self._see(token)
+            if self.constraint is not None:
+                self.constraint.accept(token)
         return token
 
-    def _choose_adjusted(self, logits: Logits, place: int | None) -> tuple[int, bool]:
+    def _choose_adjusted(self, logits: Logits, place: int | None) -> int | None:
         touched = self._touched()
         kept = logits[touched] if touched is not None else None
         try:
@@ -205,7 +206,7 @@ class SamplerChain:
             if kept is not None:
                 logits[touched] = kept
 
-    def _choose_lightly(self, logits: Logits, place: int | None) -> tuple[int, bool]:
+    def _choose_lightly(self, logits: Logits, place: int | None) -> int | None:
         """The same where only a few biases adjust the logits: one by one they cost less than numpy's indexing."""
         kept = [(token, logits.item(token)) for token in self._few]
         try:
@@ -265,21 +266,18 @@ class SamplerChain:
                 self._candidates.apply(self._adjust)
                 logits[seen] = self._candidates.logits(len(seen))
 
-    def _choose_fitting(self, logits: Logits, place: int | None) -> tuple[int, bool]:
-        """A token, and whether the grammar has it. Sampled first and checked then, as llama.cpp's server does."""
+    def _choose_fitting(self, logits: Logits, place: int | None) -> int | None:
+        """A token that the grammar has. Sampled first and checked then, as llama.cpp's server does."""
         constraint = self.constraint
         token = self._choose_free(logits, None if constraint else place)
-        if token is not None and (constraint is None or constraint.allows(token)):
-            return token, True
-        if token is None or constraint is None:
-            return self._factory.vocabulary.eos, False
+        if token is None or constraint is None or constraint.allows(token):
+            return token
         if self._greedy and (found := self._next_best(logits, constraint)) is not None:
-            return found, True
+            return found
         candidates = self._candidates
         candidates.load(None, logits, descending=False)
         candidates.apply(constraint.sampler)
-        found = self._choose_free(candidates.logits(len(logits)).copy())
-        return (self._factory.vocabulary.eos, False) if found is None else (found, True)
+        return self._choose_free(candidates.logits(len(logits)).copy())
 
     def _next_best(self, logits: Logits, constraint: Constraint) -> int | None:
         ids = shortlist.highest_ids(self._scratch, logits, _GREEDY_TRIES, float(logits.max()))

@@ -72,7 +72,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     #: the sampling, logprobs and ignore_eos that the chain was opened with. The match nearest the end of the prompt wins.
     say: dict[str, str] = {}
     constrained: str = '{"answer": 42}'  # said once a grammar or schema has begun
-    #: text in a sequence → "raise", "abort", "kill" or "exit" at the step that computes its last token
+    #: text in a sequence → "raise", "abort", "kill" or "exit" at the step that computes its last token, or "sampler":
+    #: then only the choice of what follows fails
     crash_on: dict[str, str] = {}
     seconds_per_step: float = 0.0
     seconds_per_row: float = 0.0
@@ -107,6 +108,7 @@ class _Chain:
         self.logprobs = logprobs
         self.ignore_eos = ignore_eos
         self.script = script
+        self.constrained = False
         self.said = 0
         self.seed = 0 if sampling.temperature == 0 else (sampling.seed or 0) & 0xFFFFFFFF
 
@@ -214,6 +216,7 @@ class FakeExecutor:
         assert grammar or json_schema
         chain = self.chains[sequence]
         chain.script = [*tokenize(self.options.constrained, special=False), EOS]
+        chain.constrained = True
         chain.said = 0
 
     def accept(self, sequence: int, token: int) -> None:
@@ -301,9 +304,9 @@ class FakeExecutor:
             held.append(_Cell(row.token, state))
             self._used += 1
             if row.sample:
-                if options.crash_on:
-                    self._crash(row)  # in the middle: the rows before it are in their cells
-                sampled.append(self._sample(row.sequence, state))
+                # in the middle: the rows before it are in their cells
+                error = self._crash(row) if options.crash_on else None
+                sampled.append(Sampled(-1, b"", None, error=error) if error else self._sample(row.sequence, state))
         return sampled
 
     def _record(self, rows: Sequence[Row]) -> None:
@@ -314,6 +317,8 @@ class FakeExecutor:
 
     def _sample(self, sequence: int, state: int) -> Sampled:
         chain = self.chains[sequence]
+        if chain.constrained and chain.ignore_eos and chain.script is not None and chain.script[chain.said] == EOS:
+            return Sampled(-1, b"", None, ends=True)
         token = self._biased(chain)
         if token is None:
             token = self._scripted(chain)
@@ -365,7 +370,7 @@ class FakeExecutor:
         top = tuple((other, PIECES[other], -0.5 - rank) for rank, other in enumerate(others))
         return TokenLogprob(token=token, piece=PIECES[token], logprob=-0.5, top=top)
 
-    def _crash(self, row: Row) -> None:
+    def _crash(self, row: Row) -> Exception | None:
         text = text_of(self.tokens_of(row.sequence))
         for word, how in self.options.crash_on.items():
             if word in text:
@@ -376,7 +381,10 @@ class FakeExecutor:
                     os.kill(os.getpid(), signal.SIGKILL)
                 elif how == "exit":
                     os._exit(3)
+                elif how == "sampler":
+                    return FloatingPointError(f"the fake was told to fail on {word!r}")
                 raise RuntimeError(f"the fake was told to fail on {word!r}")
+        return None
 
     def _make_noise(self) -> None:
         if self.options.noise:

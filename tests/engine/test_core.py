@@ -119,6 +119,14 @@ def test_ignore_eos_goes_on_to_the_limit() -> None:
     assert (answer.finished.reason, answer.finished.usage.completion_tokens) == ("length", 40)
 
 
+def test_a_grammar_that_is_through_ends_the_answer_also_where_ends_are_ignored() -> None:
+    """Without the fake's token for it: no text of an end token, and none that is counted."""
+    request = ask("a", "q", ignore_eos=True, max_tokens=50, grammar="root ::= x")
+    answer = answered(request, constrained='"yes"', end_chance=0)
+    assert (answer.content, answer.finished.reason) == ('"yes"', "stop")
+    assert answer.finished.usage.completion_tokens == 5
+
+
 def test_endless_repetition_is_ended_and_said() -> None:
     request = ask("a", "q", sampling=Sampling(logit_bias={ord("x"): 100.0}))
     end = answered(request, n_ctx=8192).finished
@@ -315,6 +323,22 @@ def test_a_failed_step_fails_who_was_in_it_and_nobody_else(caplog: pytest.LogCap
     assert [answer.failed.code for answer in hit] == ["engine_error"] * 2
     driver.run()
     assert len(waiting.content) == 10
+
+
+def test_a_sampler_that_fails_fails_one_request_however_often(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, logger="ktllama.engine")
+    driver = Driver(FakeOptions(end_chance=0, crash_on={"boom": "sampler"}))
+    others = [driver.submit(ask(f"other{i}", f"q{i}", max_tokens=30)) for i in range(2)]
+    for i in range(MAX_FAILED_STEPS + 1):
+        driver.step()
+        failed = driver.submit(ask(f"hit{i}", "boom", max_tokens=30))
+        driver.step()
+        assert (failed.failed.code, failed.failed.message) == (
+            "engine_error",
+            "the request failed: the fake was told to fail on 'boom'",
+        )
+    driver.run()
+    assert [len(other.content) for other in others] == [30, 30]
 
 
 def test_a_sampler_that_cannot_be_made_fails_one_request(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -327,7 +328,41 @@ def test_forced_tokens_must_fit_the_grammar(executor: LlamaExecutor) -> None:
 def test_a_grammar_that_no_token_continues_ends_the_answer(executor: LlamaExecutor) -> None:
     executor.open(0, Sampling(temperature=0, logit_bias={ord("a"): -math.inf}), (), None, False)
     executor.constrain(0, 'root ::= "a"', "")
-    assert executor.run(_rows(0, _PROMPT))[0].token == 256
+    assert executor.run(_rows(0, _PROMPT))[0].ends
+
+
+def test_a_grammar_that_is_through_ends_an_answer_that_ignores_ends(executor: LlamaExecutor) -> None:
+    executor.open(0, _GREEDY, (), None, True)
+    executor.constrain(0, 'root ::= "a"', "")
+    (only,) = executor.run(_rows(0, _PROMPT))
+    assert (only.token, only.ends) == (ord("a"), False)
+    (after,) = executor.run([Row(0, only.token, len(_PROMPT), True)])
+    assert (after.ends, after.piece, after.error) == (True, b"", None)
+
+
+def test_a_sampler_that_fails_leaves_the_other_rows_their_tokens(
+    executor: LlamaExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _prefill(executor, 0)
+    executor.close(0)
+    executor.remove(0, 0)
+    for sequence in range(2):
+        executor.open(sequence, _GREEDY, (), None, True)
+    error = FloatingPointError("the highest logit is nan")
+    monkeypatch.setattr(executor._chains[1], "choose", Mock(side_effect=error))
+    good, bad = executor.run([*_rows(0, _PROMPT), *_rows(1, _PROMPT)])
+    assert (good.token, good.error, bad.error) == (expected.token, None, error)
+
+
+def test_logits_without_a_number_in_any_row_are_a_failed_step(
+    executor: LlamaExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor.open(0, _GREEDY, (), None, True)
+    executor.open(1, _GREEDY, (), None, True)
+    logits = np.full((2, executor.model.vocab_size), math.nan, np.float32)
+    monkeypatch.setattr(executor, "compute", lambda rows: logits)
+    with pytest.raises(FloatingPointError, match="highest logit is nan"):
+        executor.run([*_rows(0, _PROMPT), *_rows(1, _PROMPT)])
 
 
 def test_checks_name_what_is_wrong(executor: LlamaExecutor) -> None:

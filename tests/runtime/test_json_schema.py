@@ -135,7 +135,8 @@ def _texts(loaded: LoadedVocabulary, schema: Any, count: int) -> Iterator[str]:
         chain = SamplerChain(factory, Sampling(seed=seed), ())
         chain.constraint = Constraint(loaded.api, loaded.vocab, gbnf)
         tokens: list[int] = []
-        while len(tokens) < 1500 and (token := chain.choose(logits)) != loaded.vocabulary.eos:
+        while len(tokens) < 1500 and (token := chain.choose(logits)) not in (loaded.vocabulary.eos, None):
+            assert token is not None
             tokens.append(token)
         chain.close()
         if len(tokens) < 1500:
