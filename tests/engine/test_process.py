@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -92,6 +93,19 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_text_of_short_steps_comes_in_few_events() -> None:
+    async def scenario() -> None:
+        async with running(launch(end_chance=0)) as client:
+            expected, _ = await answer(client, ask("a", "x", max_tokens=50))
+        async with running(dataclasses.replace(launch(end_chance=0), text_interval=3600.0)) as client:
+            events = [event async for event in client.generate(ask("a", "x", max_tokens=50))]
+        emitted = [event for event in events if isinstance(event, Emitted)]
+        assert len(emitted) <= 2  # the first words, and all others with the end
+        assert "".join(text for event in emitted for _, text in event.deltas) == expected
+
+    run(scenario())
 
 
 def test_a_request_is_answered_in_another_process() -> None:
