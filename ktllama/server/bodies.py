@@ -93,9 +93,11 @@ def parsed(raw: bytes, max_depth: int) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ApiError(400, f"the name '{shown(twice, 60)}' stands twice in one object", code="invalid_json")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise ApiError(400, f"the name '{shown(name, 60)}' stands twice in one object", code="invalid_json")
+            seen.add(name)
     return made
 
 

@@ -40,6 +40,7 @@ def refusal(body: dict[str, Any], model: Any = ChatRequest) -> tuple[str | None,
         (b'{"a": ' + b"9" * 5000 + b"}", "the number " + "9" * 37 + "... is too large"),
         (b'{"a": 1, "a": 2}', "the name 'a' stands twice in one object"),
         (b'{"a": {"b\\u001b": 1, "b\\u001b": 2}}', "the name 'b\\x1b' stands twice in one object"),
+        (b'{"c": 1, "a": 1, "b": 1, "b": 2, "a": 2}', "the name 'b' stands twice in one object"),
         (b'{"a": "\\ud800"}', "the body holds half of a surrogate pair (\\ud800 to \\udfff)"),
         (b'{"\\udc00": 1}', "the body holds half of a surrogate pair (\\ud800 to \\udfff)"),
         (b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}", "the body is nested more than 64 levels deep"),
@@ -52,6 +53,15 @@ def test_what_is_no_json_object_is_refused_in_one_sentence(raw: bytes, message: 
         parsed(raw, 64)
 
     assert (caught.value.status, caught.value.code, caught.value.message) == (400, "invalid_json", message)
+
+
+def test_a_name_that_stands_twice_is_found_among_very_many() -> None:
+    names = [*range(500_000), 499_999]  # quadratic work would take an hour
+
+    with pytest.raises(ApiError) as caught:
+        parsed(("{" + ",".join(f'"{name}":0' for name in names) + "}").encode(), 64)
+
+    assert caught.value.message == "the name '499999' stands twice in one object"
 
 
 def test_a_body_may_hold_any_text_and_some_depth() -> None:
