@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from ktllama.ruleset.wording import did_you_mean, shown
 from ktllama.server.errors import ApiError
-from ktllama.server.protocol.base import Body
+from ktllama.server.lenience import leave_out, models_in
+from ktllama.server.protocol.base import Body, is_branch
 from ktllama.server.wording import plain_words
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ async def read_body(
     """
     _check_media_type(request)
     raw = await _bytes(request, limits.body_bytes)
-    return validated(parsed(raw, limits.json_depth), model, lenient=lenient)
+    body = parsed(raw, limits.json_depth)
+    _check_lists(body, limits)
+    return validated(body, model, lenient=lenient)
 
 
 def _check_media_type(request: Request) -> None:
@@ -149,33 +152,25 @@ def _kind(value: Any) -> str:
     return {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}.get(type(value), "a number")
 
 
+def _check_lists(body: dict[str, Any], limits: BodyLimits) -> None:
+    """Too long a list is refused before its items are looked at."""
+    prompts = {name: limits.prompts for name in ("prompt", "input") if not _is_ids(body.get(name))}
+    most = {"messages": limits.messages, "tools": limits.tools, **prompts}
+    check_lengths({name: (len(body[name]), most[name]) for name in most if isinstance(body.get(name), list)})
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], int)
+
+
 def validated(body: dict[str, Any], model: type[BodyModel], *, lenient: bool = False) -> tuple[BodyModel, list[str]]:
     """`body` as `model`. With `lenient`, fields that are unknown or cannot be honoured are left out and named."""
-    left_out: list[str] = []
-    while True:
-        try:
-            return model.model_validate(body), left_out
-        except ValidationError as error:
-            faults = error.errors(include_url=False)
-        ignorable = [fault for fault in faults if fault["type"] in _IGNORABLE and fault["loc"]]
-        if not lenient or not ignorable:
-            raise _refusal(body, model, faults)
-        for fault in ignorable:
-            keys = _keys(body, fault)
-            left_out.append(_path(keys))
-            _drop(body, keys)
-
-
-# What a lenient server may leave out: fields that say something that this server does not know or do.
-_IGNORABLE = ("extra_forbidden", "unsupported_value")
-
-
-def _drop(body: dict[str, Any], keys: list[str | int]) -> None:
-    holder: Any = body
-    steps: list[Any] = list(keys)
-    for key in steps[:-1]:
-        holder = holder[key]
-    holder.pop(steps[-1], None)
+    left_out = leave_out(body, model) if lenient else []
+    try:
+        return model.model_validate(body), left_out
+    except ValidationError as error:
+        # Few enough to be listed: `protocol` ends a list at its first fault, and an object of many unknown fields.
+        raise _refusal(body, model, error.errors(include_url=False)) from error
 
 
 def _refusal(body: dict[str, Any], model: type[BaseModel], faults: list[ErrorDetails]) -> ApiError:
@@ -204,12 +199,14 @@ def _code(fault: ErrorDetails) -> str:
 
 
 def _keys(body: dict[str, Any], fault: ErrorDetails) -> list[str | int]:
-    """The fault's place as keys of the body; pydantic's names for the branches of a union are no keys."""
+    """The fault's place as keys of the body; the names of a union's branches are no keys."""
     keys: list[str | int] = []
     at: Any = body
     step: Any
     last = len(fault["loc"]) - 1
     for place, step in enumerate(fault["loc"]):
+        if place != last and is_branch(step):
+            continue
         if (isinstance(at, dict) and step in at) or (isinstance(at, list) and isinstance(step, int) and step < len(at)):
             at = at[step]
         elif not (fault["type"] == "missing" and place == last and isinstance(at, dict)):
@@ -241,13 +238,7 @@ def _known_beside(model: type[BaseModel], fault: ErrorDetails) -> list[str]:
 
 def _models_below(owner: type[BaseModel], step: str) -> list[type[BaseModel]]:
     field = owner.model_fields.get(step)
-    return _models_in(field.annotation) if field is not None else []
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]
+    return models_in(field.annotation) if field is not None else []
 
 
 def check_lengths(counts: Mapping[str, tuple[int, int]]) -> None:

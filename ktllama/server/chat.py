@@ -53,13 +53,7 @@ async def chat_completions(request: Request) -> Response:
     state = server_state(request)
     limits = state.settings.limits
     body, left_out = await read_body(request, ChatRequest, limits, lenient=state.settings.lenient)
-    check_lengths(
-        {
-            "messages": (len(body.messages), limits.messages),
-            "n": (body.n or 1, limits.choices),
-            "tools": (len(body.tools or ()), limits.tools),
-        }
-    )
+    check_lengths({"n": (body.n or 1, limits.choices)})
     check_model(state, body.model)
     left_out += drop_unhonoured(state, body)
     plan = planned(state, body)

@@ -61,7 +61,7 @@ async def completions(request: Request) -> Response:
     body, left_out = await read_body(request, CompletionRequest, limits, lenient=state.settings.lenient)
     prompts = each_prompt(body.prompt)
     n = body.n or 1
-    check_lengths({"prompt": (len(prompts), limits.prompts), "n": (n * len(prompts), limits.choices_of_prompts)})
+    check_lengths({"n": (n * len(prompts), limits.choices_of_prompts)})
     check_model(state, body.model)
     plan = await _planned(state, body, prompts)
     notes = notes_of(request.scope)

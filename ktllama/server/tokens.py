@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.messages import Segment
-from ktllama.server.bodies import check_lengths, read_body
+from ktllama.server.bodies import read_body
 from ktllama.server.description import body_of
 from ktllama.server.errors import from_refused
 from ktllama.server.model_names import check_model
@@ -73,7 +73,6 @@ async def apply_template(request: Request) -> Response:
     state = server_state(request)
     limits = state.settings.limits
     body, left_out = await read_body(request, ChatRequest, limits, lenient=state.settings.lenient)
-    check_lengths({"messages": (len(body.messages), limits.messages), "tools": (len(body.tools or ()), limits.tools)})
     check_model(state, body.model)
     left_out += drop_unhonoured(state, body)
     prompt = rendered(state, body, think=thinks(body, reasoning_budget(state, body)))

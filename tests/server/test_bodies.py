@@ -1,15 +1,21 @@
 """Bodies are hostile: whatever is wrong with one is a 400 that says what and where."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.types import Message
 
-from ktllama.server.bodies import parsed, validated
+from ktllama.server.bodies import parsed, read_body, validated
 from ktllama.server.errors import ApiError
-from ktllama.server.protocol.chat import ChatRequest
+from ktllama.server.protocol.chat import ChatRequest, JsonSchemaFormat
 from ktllama.server.protocol.completion import CompletionRequest
 from ktllama.server.protocol.embedding import EmbeddingRequest
+from ktllama.server.protocol.tokens import DetokenizeRequest
+from ktllama.server.state import BodyLimits
 
 USER = {"role": "user", "content": "hi"}
 
@@ -92,6 +98,25 @@ def test_a_body_may_hold_any_text_and_some_depth() -> None:
         ({"n": 0}, "n", "invalid_value", "must be at least 1, found 0"),
         ({"mirostat": 3}, "mirostat", "invalid_value", "expected 0, 1 or 2, found 3"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value", "its keys must be token ids, found 'x'"),
+        (
+            {"logit_bias": {"0" * 4400 + "1": 1}},
+            "logit_bias",
+            "invalid_value",
+            "its keys must be token ids, found '" + "0" * 40 + "'",
+        ),
+        (
+            {"logit_bias": {"0" * 12 + "9" * 25: 1}},
+            "logit_bias",
+            "invalid_value",
+            "its keys must be token ids, found '" + "0" * 12 + "9" * 25 + "'",
+        ),
+        (
+            {"logit_bias": {"2147483648": 1}},
+            "logit_bias",
+            "invalid_value",
+            "its keys must be token ids, found '2147483648'",
+        ),
+        ({"logit_bias": {"01": 1}}, "logit_bias", "invalid_value", "its keys must be token ids, found '01'"),
         ({"logit_bias": {"5": 200}}, "logit_bias.5", "invalid_value", "must be at most 100, found 200"),
         ({"seed": 2**70}, "seed", "invalid_value", f"must be less than {2**63}, found {2**70}"),
         ({"grammar": ""}, "grammar", "invalid_value", "must not be empty"),
@@ -333,6 +358,103 @@ def test_lenient_leaves_out_what_is_unknown_or_cannot_be_honoured_and_says_so() 
     assert made.temperature == 0.5
     assert made.stream_options is not None
     assert made.stream_options.include_usage is True
+
+
+def test_an_unknown_field_is_told_by_its_own_name_beside_one_that_is_called_like_its_kind() -> None:
+    schema: dict[str, Any] = {"name": "x", "schema": {"type": "object", "extra": [{"y": 1}]}}
+    body = {"messages": [USER], "response_format": {"type": "json_schema", "json_schema": schema, "foo": 1}}
+
+    assert refusal(body) == ("response_format.foo", "unknown_field", "response_format.foo: there is no such field")
+    made, left_out = validated(body, ChatRequest, lenient=True)
+
+    assert left_out == ["response_format.foo"]
+    assert isinstance(made.response_format, JsonSchemaFormat)
+    assert made.response_format.json_schema.schema_ == schema["schema"]
+
+
+def test_lenient_keeps_the_fields_of_the_kind_that_is_asked_for() -> None:
+    body = {"messages": [USER], "response_format": {"type": "text", "json_schema": {}, "text": {"q": 1}}}
+
+    assert validated(body, ChatRequest, lenient=True)[1] == ["response_format.json_schema", "response_format.text"]
+
+
+def test_lenient_leaves_out_a_field_of_each_of_many_messages() -> None:
+    body = {"messages": [{**USER, "mood": "good"} for _ in range(4096)]}
+
+    _, left_out = validated(body, ChatRequest, lenient=True)
+
+    assert left_out == [f"messages[{place}].mood" for place in range(4096)]
+
+
+MANY = 200_000
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "param"),
+    [
+        (ChatRequest, {"messages": [0] * MANY}, "messages[0]"),
+        (ChatRequest, {"messages": [USER], "tools": [0] * MANY}, "tools[0]"),
+        (ChatRequest, {"messages": [{"role": "user", "content": [0] * MANY}]}, "messages[0].content[0]"),
+        (ChatRequest, {"messages": [{"role": "assistant", "tool_calls": [CALL, *[0] * MANY]}]}, "messages[0].tool_calls[1]"),
+        (ChatRequest, {"messages": [USER], "stop": [0] * MANY}, "stop[0]"),
+        (ChatRequest, {"messages": [USER], "dry_sequence_breakers": [0] * MANY}, "dry_sequence_breakers[0]"),
+        (ChatRequest, {"messages": [USER], "logit_bias": dict.fromkeys(map(str, range(MANY)), "x")}, "logit_bias"),
+        (ChatRequest, {"messages": [{**USER, **dict.fromkeys(map(str, range(MANY)), 0)}]}, "messages[0]"),
+        (CompletionRequest, {"prompt": [-1] * MANY}, "prompt[0]"),
+        (CompletionRequest, {"prompt": ["a", *[0] * MANY]}, "prompt[1]"),
+        (CompletionRequest, {"prompt": [[-1]] * MANY}, "prompt[0][0]"),
+        (EmbeddingRequest, {"input": [[]] * MANY}, "input[0]"),
+        (DetokenizeRequest, {"tokens": [-1] * MANY}, "tokens[0]"),
+    ],
+)  # fmt: skip
+def test_a_hundred_thousand_faults_are_not_all_looked_for(model: Any, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        validated(fields, model)
+    fault = caught.value.__cause__
+
+    assert caught.value.param == param
+    assert isinstance(fault, ValidationError)
+    assert fault.error_count() == 1
+
+
+def read(body: dict[str, Any], model: Any, limits: BodyLimits) -> Any:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+    return asyncio.run(read_body(request, model, limits))
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        (ChatRequest, {"messages": [0, 0, 0]}, "messages: 3 is more than the 2 that this server takes"),
+        (ChatRequest, {"messages": [USER], "tools": [0, 0]}, "tools: 2 is more than the 1 that this server takes"),
+        (CompletionRequest, {"prompt": [[0], 0, 0, 0]}, "prompt: 4 is more than the 3 that this server takes"),
+        (EmbeddingRequest, {"input": ["a", 0, 0, 0]}, "input: 4 is more than the 3 that this server takes"),
+    ],
+)
+def test_too_long_a_list_is_refused_before_its_items_are_looked_at(
+    model: Any, body: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        read(body, model, BodyLimits(messages=2, tools=1, prompts=3))
+
+    assert (caught.value.status, caught.value.message) == (400, message)
+
+
+def test_token_ids_of_one_prompt_are_not_counted_as_prompts() -> None:
+    made, _ = read({"prompt": [1, 2, 3, 4]}, CompletionRequest, BodyLimits(prompts=3))
+
+    assert made.prompt == [1, 2, 3, 4]
+
+
+def test_a_body_of_nothing_but_unknown_fields_is_refused_in_one_word() -> None:
+    with pytest.raises(ApiError) as caught:
+        validated({f"x{number}": 0 for number in range(MANY)}, ChatRequest)
+
+    assert caught.value.message == f"has {MANY} fields, most of them unknown"
 
 
 def test_lenient_does_not_forgive_a_wrong_value() -> None:

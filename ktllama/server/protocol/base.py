@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 MAX_STOPS = 16
+#: Fields that no object here has, before all of them are refused in one word.
+_MAX_UNKNOWN_FIELDS = 100
 TOKEN_LIMIT = 2**31
 
 
@@ -46,9 +48,35 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        """Each unknown field is a fault of its own, and a hostile body holds a million."""
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + _MAX_UNKNOWN_FIELDS:
+            raise PydanticCustomError(
+                "too_many_fields", "has {count} fields, most of them unknown", {"count": len(value)}
+            )
+        return value
 
-def _text_or_list(value: Any) -> str:
-    return "list" if isinstance(value, list) else "text"
+
+def branch(name: str) -> Tag:
+    """A union's branch. pydantic puts its name among the keys that lead to a fault, so it must not look like one."""
+    return Tag(f"({name})")
+
+
+def is_branch(step: str | int) -> bool:
+    """Whether a step on the way to a fault is the name of a branch."""
+    return isinstance(step, str) and step.startswith("(") and step.endswith(")")
+
+
+def items(**limits: int) -> Any:
+    """The bounds of a list. It ends at its first wrong item: a million faults take seconds and gigabytes to list."""
+    return Field(fail_fast=True, **limits)
+
+
+def text_or_list(value: Any) -> str:
+    """The branch of what may be one text or a list."""
+    return "(list)" if isinstance(value, list) else "(text)"
 
 
 def _not_empty(stops: list[str]) -> list[str]:
@@ -63,9 +91,9 @@ def _not_empty_text(stop: str) -> str:
 
 
 Stop = Annotated[
-    Annotated[str, AfterValidator(_not_empty_text), Tag("text")]
-    | Annotated[list[str], Field(max_length=MAX_STOPS), AfterValidator(_not_empty), Tag("list")],
-    Discriminator(_text_or_list),
+    Annotated[str, AfterValidator(_not_empty_text), branch("text")]
+    | Annotated[list[str], items(max_length=MAX_STOPS), AfterValidator(_not_empty), branch("list")],
+    Discriminator(text_or_list),
 ]
 
 TokenId = Annotated[int, Field(ge=0, lt=TOKEN_LIMIT)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ktllama.server.protocol.base import TOKEN_LIMIT, Body, only
+from ktllama.server.protocol.base import TOKEN_LIMIT, Body, branch, items, only
 from ktllama.server.protocol.messages import Message, NamedToolChoice, ToolChoice, Tools
 from ktllama.server.protocol.openai import OpenAIChatFields
 from ktllama.server.protocol.sampling import SamplingFields
@@ -50,13 +50,13 @@ class JsonSchemaFormat(Body):
 
 def _format_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if isinstance(kind, str) and kind in ("text", "json_object", "json_schema") else None
+    return f"({kind})" if isinstance(kind, str) and kind in ("text", "json_object", "json_schema") else None
 
 
 ResponseFormat = Annotated[
-    Annotated[PlainFormat, Tag("text")]
-    | Annotated[JsonObjectFormat, Tag("json_object")]
-    | Annotated[JsonSchemaFormat, Tag("json_schema")],
+    Annotated[PlainFormat, branch("text")]
+    | Annotated[JsonObjectFormat, branch("json_object")]
+    | Annotated[JsonSchemaFormat, branch("json_schema")],
     Discriminator(
         _format_tag,
         custom_error_type="response_format",
@@ -74,7 +74,7 @@ class ThinkingSwitch(Body):
 class PromptFields(Body):
     """What makes the prompt."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = items(min_length=1)
     tools: Tools | None = None
     add_generation_prompt: Annotated[
         Any, only(True, reason="the answer is always a turn of its own; /v1/completions goes on with raw text")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ktllama.server.protocol.base import TOKEN_LIMIT, TokenId, refused
+from ktllama.server.protocol.base import TOKEN_LIMIT, TokenId, branch, items, refused
 from ktllama.server.protocol.chat import StreamOptions
 from ktllama.server.protocol.openai import OpenAIFields
 from ktllama.server.protocol.sampling import SamplingFields
@@ -15,19 +15,19 @@ from ktllama.server.protocol.sampling import SamplingFields
 
 def _prompt_tag(value: Any) -> str:
     if not isinstance(value, list):
-        return "text"
+        return "(text)"
     first = value[0] if value else None
     if isinstance(first, list):
-        return "many_ids"
-    return "ids" if isinstance(first, int) else "texts"
+        return "(many_ids)"
+    return "(ids)" if isinstance(first, int) else "(texts)"
 
 
 # One text, many, the token ids of one, or of many: OpenAI's four forms.
 Prompts = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[list[str], Field(min_length=1), Tag("texts")]
-    | Annotated[list[TokenId], Field(min_length=1), Tag("ids")]
-    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1), Tag("many_ids")],
+    Annotated[str, branch("text")]
+    | Annotated[list[str], items(min_length=1), branch("texts")]
+    | Annotated[list[TokenId], items(min_length=1), branch("ids")]
+    | Annotated[list[Annotated[list[TokenId], items(min_length=1)]], items(min_length=1), branch("many_ids")],
     Discriminator(_prompt_tag),
 ]
 

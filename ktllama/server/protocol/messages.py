@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ktllama.server.protocol.base import Body, refused
+from ktllama.server.protocol.base import Body, branch, items, refused, text_or_list
 
 _NOT_TEXT = ("image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file")
 
@@ -29,8 +29,9 @@ class TextPart(Body):
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Annotated[TextPart, BeforeValidator(_text_alone)]], Tag("list")],
-    Discriminator(lambda value: "list" if isinstance(value, list) else "text"),
+    Annotated[str, branch("text")]
+    | Annotated[list[Annotated[TextPart, BeforeValidator(_text_alone)]], items(), branch("list")],
+    Discriminator(text_or_list),
 ]
 
 
@@ -66,7 +67,7 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = Field(default=None, max_length=256, description="Given to the chat template.")
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], items()] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     prefix: bool | None = Field(
@@ -131,8 +132,8 @@ class NamedToolChoice(Body):
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("word")] | Annotated[NamedToolChoice, Tag("named")],
-    Discriminator(lambda value: "named" if isinstance(value, dict | NamedToolChoice) else "word"),
+    Annotated[Literal["none", "auto", "required"], branch("word")] | Annotated[NamedToolChoice, branch("named")],
+    Discriminator(lambda value: "(named)" if isinstance(value, dict | NamedToolChoice) else "(word)"),
 ]
 
 
@@ -145,4 +146,4 @@ def _different_names(tools: list[Tool]) -> list[Tool]:
     return tools
 
 
-Tools = Annotated[list[Tool], AfterValidator(_different_names)]
+Tools = Annotated[list[Tool], items(), AfterValidator(_different_names)]

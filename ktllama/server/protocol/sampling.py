@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ktllama.engine.messages import Sampling
-from ktllama.server.protocol.base import TOKEN_LIMIT, Body, Stop
+from ktllama.server.protocol.base import TOKEN_LIMIT, Body, Stop, items
 
 # llama.cpp takes an unsigned 32-bit seed and reads the last value as "choose one" (LLAMA_DEFAULT_SEED, llama.h)
 _SEEDS = 2**32 - 1
 _PENALTY = Field(default=None, ge=-2, le=2)
+_MAX_BIASED = 1024
 _SHARE = Field(default=None, ge=0, le=1)
+
+
+def _few(bias: Any) -> Any:
+    """Before its values are looked at: each wrong one is a fault."""
+    if isinstance(bias, dict) and len(bias) > _MAX_BIASED:
+        raise PydanticCustomError("too_many_biased", "may have at most {limit} items", {"limit": _MAX_BIASED})
+    return bias
 
 
 def _token_keys(bias: dict[str, float]) -> dict[str, float]:
     for key in bias:
-        if not (key.isascii() and key.isdigit() and int(key[:12]) < TOKEN_LIMIT):
+        # As `str` writes them: "1" and "01" would be one token twice.
+        if not (re.fullmatch("0|[1-9][0-9]{0,9}", key) and int(key) < TOKEN_LIMIT):
             raise PydanticCustomError("token_key", "its keys must be token ids, found '{key}'", {"key": key[:40]})
     return bias
 
@@ -40,7 +50,7 @@ class SamplingFields(Body):
     dry_base: float | None = Field(default=None, ge=1, le=100)
     dry_allowed_length: int | None = Field(default=None, ge=0, lt=TOKEN_LIMIT)
     dry_penalty_last_n: int | None = Field(default=None, ge=-1, lt=TOKEN_LIMIT)
-    dry_sequence_breakers: Annotated[list[str], Field(max_length=64)] | None = None
+    dry_sequence_breakers: Annotated[list[str], items(max_length=64)] | None = None
     xtc_probability: float | None = _SHARE
     xtc_threshold: float | None = _SHARE
     mirostat: Literal[0, 1, 2] | None = None
@@ -48,7 +58,7 @@ class SamplingFields(Body):
     mirostat_eta: float | None = _SHARE
     logit_bias: (
         Annotated[
-            dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024), AfterValidator(_token_keys)
+            dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_few), AfterValidator(_token_keys)
         ]
         | None
     ) = Field(default=None, description="Token id to a number that is added to its logit; -100 forbids it.")

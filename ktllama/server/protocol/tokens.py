@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ktllama.server.protocol.base import Body, TokenId
+from ktllama.server.protocol.base import Body, TokenId, items
 
 
 class TokenizeRequest(Body):
@@ -21,4 +21,4 @@ class TokenizeRequest(Body):
 class DetokenizeRequest(Body):
     """Token ids to text."""
 
-    tokens: Annotated[list[TokenId], Field(max_length=1_000_000)]
+    tokens: Annotated[list[TokenId], items(max_length=1_000_000)]
