@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ktllama.r1.delta import BLANKS
 from ktllama.r1.json_reader import JsonReader
+from ktllama.r1.surrogates import well_formed
 from ktllama.r1.tool_formats import SEPARATOR
 
 _MAX_NAME_CHARACTERS = 256
@@ -124,16 +125,19 @@ class HermesReader:
         if match is None:
             return _TAKEN
         self._streams = self._streamed = True
-        return Step(name=json.loads(match[1]), arguments="{")
+        return Step(name=well_formed(json.loads(match[1])), arguments="{")
 
     def _whole(self) -> Step:
-        call = json.loads(self._text)
-        name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
-        if isinstance(arguments, str):  # some models write the object as a string
-            try:
+        try:
+            call = json.loads(self._text)
+            arguments = call.get("arguments", call.get("parameters", {}))
+            if isinstance(arguments, str):  # some models write the object as a string
                 arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                return _REFUSED
+        except (ValueError, RecursionError):  # ValueError also of a number of more digits than Python reads
+            return _REFUSED
+        name = call.get("name")
         if not isinstance(name, str) or not name or not isinstance(arguments, dict):
             return _REFUSED
-        return Step(name=name, arguments=json.dumps(arguments, ensure_ascii=False))
+        text = json.dumps(arguments, ensure_ascii=False)
+        # Half of a surrogate pair stays the escape that it was, as in arguments that stream.
+        return Step(name=well_formed(name), arguments=text if well_formed(text) == text else json.dumps(arguments))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ktllama.r1.delta import BLANKS
 from ktllama.r1.errors import MessagesError
+from ktllama.r1.surrogates import well_formed_json
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "prefix"})
@@ -118,7 +118,7 @@ def _call(call: object, at: str) -> Call:
 def _arguments(value: object, at: str) -> dict[str, Any]:
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else {}
+            value = well_formed_json(value) if value.strip() else {}
         except (ValueError, RecursionError) as error:
             raise MessagesError(at, "a JSON object, as text, was expected") from error
     if value is None:

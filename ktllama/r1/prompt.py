@@ -1,8 +1,9 @@
 """Messages to a prompt: the model's own chat template, with the rules of its revision around it.
 
-Passes, each over plain values: messages to turns; thinking cut from earlier ones; the system prompt where the
-revision wants it; control strings in users' texts cut; tools in words where the template has none; the template;
-and last the beginning of the answer: the forced tag, and the prefix that a request gave.
+Passes, each over plain values: messages to turns; results in the order of their calls; thinking cut from earlier
+turns; the system prompt where the revision wants it; control strings in users' texts cut; tools in words where the
+template has none; the template; and last the beginning of the answer: the forced tag, and the prefix that a request
+gave.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ktllama.r1.profile import Profile, SystemPolicy
 from ktllama.r1.template import RESERVED, ChatTemplate
 from ktllama.r1.thinking import ThinkingParser
 from ktllama.r1.tool_formats import FORMATS, ToolFormat, to_json
+from ktllama.r1.tool_results import answered_in_order
 
 Thinking = Literal["open", "possible", "closed"]
 
@@ -95,6 +97,7 @@ def render(
     these messages) and TemplateError (the model file's fault).
     """
     turns, given_prefix = turns_of(messages)
+    turns = answered_in_order(turns)
     prefix = _parsed_prefix(given_prefix, profile)
     listed = tools_of(tools)
     kwargs = _template_kwargs(template_kwargs or {}, profile, _wanted_thinking(think, prefix))

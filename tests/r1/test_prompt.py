@@ -110,9 +110,9 @@ CONVERSATION: list[dict[str, Any]] = [
     USER,
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "1", "content": "out"},
-    {"role": "assistant", "content": "Two more.", "tool_calls": [CALL, CALL]},
+    {"role": "assistant", "content": "Two more.", "tool_calls": [CALL, {**CALL, "id": "2"}]},
     {"role": "tool", "tool_call_id": "1", "content": "out2"},
-    {"role": "tool", "tool_call_id": "1", "content": "out3"},
+    {"role": "tool", "tool_call_id": "2", "content": "out3"},
 ]
 _R1_CALL = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>'
 
@@ -279,6 +279,42 @@ def test_no_text_brings_a_control_string_into_a_segment(texts: list[str]) -> Non
             assert f"<｜User｜>{text}" in prompt.text
 
 
+def calling(*ids: str | None) -> dict[str, Any]:
+    return {"role": "assistant", "content": None, "tool_calls": [{**CALL, "id": id} for id in ids]}
+
+
+def result(id: str | None, content: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": id, "content": content}
+
+
+@pytest.mark.parametrize(
+    ("calls", "results", "order"),
+    [
+        (("a", "b", "c"), [("c", "C"), ("a", "A"), ("b", "B")], "ABC"),
+        (("a",), [("a", "A")], "A"),
+        ((None, None), [("x", "A"), ("y", "B")], "AB"),  # calls without ids: there is nothing to go by
+        (("a", "b"), [(None, "A"), (None, "B")], "AB"),
+        ((None, None), [(None, "B"), (None, "A")], "BA"),
+    ],
+)
+def test_results_stand_in_the_order_of_their_calls(
+    calls: tuple[str | None, ...], results: list[tuple[str | None, str]], order: str
+) -> None:
+    round_ = [calling(*calls), *(result(id, content) for id, content in results)]
+    outputs = "\n".join(f"<｜tool▁output▁begin｜>{content}<｜tool▁output▁end｜>" for content in order)
+
+    # twice: an id counts within its round
+    assert r1(USER, *round_, *round_).text.count(f"<｜tool▁outputs▁begin｜>{outputs}<｜tool▁outputs▁end｜>") == 2
+
+
+def test_half_of_a_surrogate_pair_in_arguments_ends_no_conversation() -> None:
+    call = {**CALL, "function": {"name": "f", "arguments": '{"\\udc00": "\\ud800 \\ud83d\\ude00"}'}}
+
+    prompt = r1(USER, {**calling(), "tool_calls": [call]}, result("1", "out"))
+
+    assert '{"\ufffd": "\ufffd 😀"}' in prompt.text
+
+
 MISTAKES: list[tuple[list[Any], str]] = [
     ([], "messages: at least one message was expected"),
     ([{"role": "robot", "content": "x"}], "messages[0].role: expected one of system, developer, user, assistant, tool"),
@@ -307,6 +343,35 @@ MISTAKES: list[tuple[list[Any], str]] = [
     (
         [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}],
         "messages[0].tool_calls[0].function.arguments: a JSON object was expected",
+    ),
+    (
+        [USER, calling("a"), result("b", "x")],
+        "messages[2].tool_call_id: no call of the message before has this id",
+    ),
+    (
+        [USER, result("a", "x")],
+        "messages[1].tool_call_id: no call of the message before has this id",
+    ),
+    (
+        [USER, calling("a", "b"), result("a", "x"), result(None, "x")],
+        "messages[3].tool_call_id: no call of the message before has this id",
+    ),
+    (
+        [calling("a"), result("a", "x"), calling("b"), result("a", "x")],
+        "messages[3].tool_call_id: no call of the message before has this id",
+    ),
+    (
+        [USER, calling("a", "b"), result("a", "x"), result("a", "x")],
+        "messages[3].tool_call_id: the call of this id has its result already",
+    ),
+    ([USER, calling("a", "a")], "messages[1].tool_calls[1].id: another call of this message has the same id"),
+    (
+        [USER, calling("a", "b"), result("a", "x"), USER],
+        "messages[1].tool_calls[1]: no message of role tool with its id follows, which would hold its result",
+    ),
+    (
+        [USER, calling("a")],
+        "messages[1].tool_calls[0]: no message of role tool with its id follows, which would hold its result",
     ),
 ]
 

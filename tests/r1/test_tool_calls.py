@@ -106,6 +106,26 @@ CASES = [
     Case("hermes", '<tool_call>{"name": 3}</tool_call>', '<tool_call>{"name": 3}</tool_call>'),
     Case("hermes", '<tool_call>{"name": "f", "argum', '<tool_call>{"name": "f", "argum'),
     Case("hermes", '<tool_call>{"name": "f", "arguments": {"a', None, (call(0, "f", '{"a', complete=False),)),
+    # half of a surrogate pair, which no answer could be encoded with
+    Case("hermes", '<tool_call>{"name": "f\\ud800", "arguments": {}}</tool_call>', None, (call(0, "f\ufffd", "{}"),)),
+    Case(
+        "hermes",
+        '<tool_call>{"name": "f", "arguments": {"a": "\\ud800"}}</tool_call>',
+        None,
+        (call(0, "f", '{"a": "\\ud800"}'),),
+    ),
+    Case(
+        "hermes",
+        '<tool_call>{"arguments": {"a": "é\\ud800"}, "name": "f\\udc00"}</tool_call>',
+        None,
+        (call(0, "f\ufffd", '{"a": "\\u00e9\\ud800"}'),),
+    ),
+    Case(
+        "hermes",
+        '<tool_call>{"arguments": {"a": "\\ud83d\\ude00"}, "name": "f"}</tool_call>',
+        None,
+        (call(0, "f", '{"a": "😀"}'),),
+    ),
     Case("hermes", "a <tool_call> is a tag, </tool_call> too", "a <tool_call> is a tag, </tool_call> too"),
     Case("hermes", f"<tool_call>no{HERMES}", "<tool_call>no", (F,)),
 ]
@@ -133,6 +153,12 @@ def test_split_anywhere(case: Case) -> None:
 @named
 def test_one_character_at_a_time(case: Case) -> None:
     assert parsed(case.tool_format, list(case.text)) == FoldedTools(content=case.content, calls=case.calls)
+
+
+def test_a_number_of_more_digits_than_python_reads_makes_no_call() -> None:
+    text = f'<tool_call>{{"arguments": {{"a": {"1" * 5000}}}, "name": "f"}}</tool_call>'
+
+    assert parsed("hermes", [text]) == FoldedTools(content=text, calls=())
 
 
 SNIPPETS = [CB, CE, B, E, SEP, R1, HERMES, "<tool_call>", "</tool_call>", '{"name": "f", "arguments": ', '{"a": 1}']
