@@ -69,9 +69,9 @@ def is_branch(step: str | int) -> bool:
     return isinstance(step, str) and step.startswith("(") and step.endswith(")")
 
 
-def items(**limits: int) -> Any:
+def items(*, min_length: int | None = None, max_length: int | None = None) -> Any:
     """The bounds of a list. It ends at its first wrong item: a million faults take seconds and gigabytes to list."""
-    return Field(fail_fast=True, **limits)
+    return Field(fail_fast=True, min_length=min_length, max_length=max_length)
 
 
 def text_or_list(value: Any) -> str:
