@@ -72,7 +72,7 @@ def _beginning_with(texts: Sequence[str]) -> str:
 
 def unused_mark(texts: Iterable[str]) -> str:
     """A private-use character that occurs in none of ``texts``."""
-    used = {character for text in texts for character in text if "\ue000" <= character <= "\uf8ff"}
+    used: set[str] = set().union(*texts)
     free = next((chr(code) for code in _PRIVATE_USE if chr(code) not in used), None)
     if free is None:
         raise MessagesError("messages", "they use every private-use character of Unicode's basic plane")
