@@ -302,7 +302,7 @@ class EngineClient:
             self._ask(request)
             event = await future
         finally:
-            if self._calls.pop(request_id, None) is not None and isinstance(request, Embed):
+            if self._calls.pop(request_id, None) is not None and not isinstance(request, Report):
                 self._send(Cancel(request_id=request_id))
         if isinstance(event, Failed):
             raise EngineRequestError(event.code, event.message, event.fields)
@@ -357,7 +357,7 @@ class EngineClient:
                 if event.request_id is not None:
                     self._deliver(event)
             elif isinstance(event, Pong):
-                self._pulse.heard(event.step_seconds)
+                self._pulse.told(step_seconds=event.step_seconds, reading_seconds=event.reading_seconds)
             elif isinstance(event, Loading):
                 self.load_fraction = event.fraction
                 if self.state == "starting":

@@ -163,7 +163,10 @@ class Generate(Message, frozen=True, kw_only=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True):
-    """Leave at the next step; answered by Finished(reason="cancelled") if it was still running."""
+    """Leave at the next step; answered by Finished(reason="cancelled") if it was still running.
+
+    A request that has not been read yet is dropped, and answered nothing: whoever cancels has forgotten it.
+    """
 
     request_id: str
 
@@ -315,9 +318,13 @@ class Stats(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """Answer to Ping. `step_seconds` is how long the step that runs now has taken so far, 0 between steps."""
+    """Answer to Ping: how long the step that runs now, and the reading of a request, have taken so far; 0: none does.
+
+    A step is one turn of the main thread: requests taken in, a batch, events sent.
+    """
 
     step_seconds: float
+    reading_seconds: float
 
 
 Request = Load | Generate | Cancel | Embed | Tokenize | Detokenize | Drain | Report | Ping

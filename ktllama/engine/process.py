@@ -1,9 +1,8 @@
 """The engine process: `python -m ktllama.engine.process SOCKET_FD PARENT_PID`, started by ktllama.engine.supervisor.
 
-Three threads. The receiver takes frames off the socket and answers pings. The reader tokenizes and checks requests,
-which takes seconds for a text of megabytes, and answers what needs no batch. The main thread steps the engine, and
-sleeps when there is nothing to do. The process ends when it has drained, when its parent is gone, and when its memory
-can no longer be trusted; whoever started it decides about another one.
+Three threads: the two of ktllama.engine.reader, which receive requests and read them, and the main thread, which steps
+the engine and sleeps when there is nothing to do. The process ends when it has drained, when its parent is gone, and
+when its memory can no longer be trusted; whoever started it decides about another one.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ktllama.engine import integrity, wire
@@ -30,25 +28,10 @@ from ktllama.engine.core import Engine, EngineBrokenError
 from ktllama.engine.embedding import Embedding
 from ktllama.engine.executor import Executor, ExecutorFactory, LoadError
 from ktllama.engine.generation import Generation
+from ktllama.engine.heartbeat import Occupied
 from ktllama.engine.intake import Intake
-from ktllama.engine.messages import (
-    Cancel,
-    Detokenize,
-    Drain,
-    Embed,
-    Event,
-    Failed,
-    Generate,
-    Load,
-    LoadFailed,
-    Loading,
-    Ping,
-    Pong,
-    Ready,
-    Report,
-    Request,
-    Tokenize,
-)
+from ktllama.engine.messages import Cancel, Drain, Load, LoadFailed, Loading, Ready, Report, Request
+from ktllama.engine.reader import Inbox, Outbox, Reader, Work
 from ktllama.errors import KtllamaError
 
 _log = logging.getLogger("ktllama.engine")
@@ -57,111 +40,15 @@ _STATS_SECONDS = 1.0
 _PROGRESS_STEP = 0.01
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-#: What the reader hands to the step loop.
-Work = Generation | Embedding | Failed | Cancel | Drain | Report
-Inbox = queue.SimpleQueue[Work]  # its put may be called from a signal handler
-
-
-class Outbox:
-    """The way back, for both threads."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def send(self, events: Sequence[Event]) -> None:
-        """Write a frame; nothing for no events."""
-        if events:
-            with self._lock:
-                self._connection.sendall(wire.frame(events))
-
-
-class Stepping:
-    """When the step that runs now began: written by the main thread, read by the receiver."""
-
-    def __init__(self) -> None:
-        self.since: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """How long it has taken so far; 0 between steps."""
-        since = self.since
-        return 0.0 if since is None else time.monotonic() - since
-
-
-class Reader:
-    """The threads that receive and read requests. Before there is an `intake`, all are told that the model loads."""
-
-    def __init__(self, frames: Iterator[list[Request]], inbox: Inbox, outbox: Outbox, stepping: Stepping) -> None:
-        self._frames = frames
-        self._inbox = inbox
-        self._outbox = outbox
-        self._stepping = stepping
-        self._received: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        self.intake: Intake | None = None
-
-    def start(self) -> None:
-        """Begin to read."""
-        for work, name in ((self._receive, "receiver"), (self._read, "reader")):
-            threading.Thread(target=self._until_the_end, args=(work,), name=name, daemon=True).start()
-
-    def _until_the_end(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except OSError:
-            pass  # as good as the end of the stream
-        except Exception:
-            _log.exception("the engine's %s failed", threading.current_thread().name)
-            os._exit(1)
-        os._exit(0)  # the parent is gone; the main thread may be deep in a batch
-
-    def _receive(self) -> None:
-        for requests in self._frames:
-            for request in requests:
-                if isinstance(request, Ping):
-                    self._outbox.send([Pong(step_seconds=self._stepping.seconds)])
-                else:
-                    self._received.put(request)
-
-    def _read(self) -> None:
-        while True:
-            self._take(self._received.get())
-
-    def _take(self, request: Request) -> None:
-        if isinstance(request, Cancel | Drain | Report):
-            self._inbox.put(request)
-            return
-        assert not isinstance(request, Load | Ping), "an engine process loads once, and pings are answered before"
-        if self.intake is None:
-            self._outbox.send([_failed(request, "loading", "the model is being loaded")])
-            return
-        try:
-            self._read_request(self.intake, request)
-        except OSError:
-            raise
-        except Exception as error:  # one request that cannot be read must not end the others
-            _log.exception("request %s cannot be read: %s", request.request_id, error)
-            self._outbox.send([_failed(request, "engine_error", f"the request cannot be read: {error}")])
-
-    def _read_request(self, intake: Intake, request: Generate | Embed | Tokenize | Detokenize) -> None:
-        if isinstance(request, Generate):
-            self._inbox.put(intake.generation(request))
-        elif isinstance(request, Embed):
-            self._inbox.put(intake.embedding(request))
-        elif isinstance(request, Tokenize):
-            self._outbox.send([intake.tokenize(request)])
-        else:
-            self._outbox.send([intake.detokenize(request)])
-
 
 class StepLoop:
     """The main thread's work: requests in, steps, events out."""
 
-    def __init__(self, engine: Engine, inbox: Inbox, outbox: Outbox, stepping: Stepping) -> None:
+    def __init__(self, engine: Engine, inbox: Inbox, outbox: Outbox, occupied: Occupied) -> None:
         self._engine = engine
         self._inbox = inbox
         self._outbox = outbox
-        self._stepping = stepping
+        self._occupied = occupied
         self._stats_at = 0.0
 
     def run(self) -> None:
@@ -169,14 +56,14 @@ class StepLoop:
         engine = self._engine
         try:
             while True:
+                self._occupied.begin()
                 if self._take_all():  # the next step may be a long one, and who is accepted is to know it
                     self._outbox.send(engine.take_events(at_once=True))
                 if engine.is_busy:
-                    self._stepping.since = time.monotonic()
                     engine.step()
-                    self._stepping.since = None
                 self._send()
                 if engine.is_busy:
+                    self._occupied.begin()  # a copy counts by itself
                     engine.tidy()
                 elif engine.draining:
                     return
@@ -189,14 +76,21 @@ class StepLoop:
             tidied = False
             while self._inbox.empty() and self._engine.tidy():
                 tidied = True
+                self._occupied.begin()
             if tidied:
                 self._outbox.send([self._engine.stats()])  # for some time nothing else would say that cells are free
             if self._inbox.empty():
                 integrity.check(self._engine)
-                yield self._inbox.get()
+                yield self._sleep()
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._inbox.get_nowait()
+
+    def _sleep(self) -> Work:
+        self._occupied.end()
+        work = self._inbox.get()
+        self._occupied.begin()
+        return work
 
     def _take_all(self) -> bool:
         """Take what has come in; whether there was anything."""
@@ -214,8 +108,6 @@ class StepLoop:
             engine.cancel(work.request_id)
         elif isinstance(work, Embedding):
             engine.embed(work)
-        elif isinstance(work, Failed):
-            self._outbox.send([work])
         elif isinstance(work, Report):
             self._outbox.send([engine.stats(work.request_id)])
         else:
@@ -235,10 +127,6 @@ def _frames(connection: socket.socket) -> Iterator[list[Request]]:
     while data := connection.recv(_RECEIVED_AT_ONCE):
         for body in splitter.feed(data):
             yield wire.requests(body)
-
-
-def _failed(request: Generate | Embed | Tokenize | Detokenize, code: str, message: str) -> Failed:
-    return Failed(request_id=request.request_id, code=code, message=message)
 
 
 def factory(executor: str) -> ExecutorFactory:
@@ -320,7 +208,7 @@ def main(arguments: list[str]) -> int:
     if len(first) != 1 or not isinstance(first[0], Load):
         return 1  # the parent died, or is none of ours
     signal.signal(signal.SIGTERM, lambda *_: inbox.put(Drain()))
-    stepping = Stepping()
+    stepping = Occupied()
     reader = Reader(frames, inbox, outbox, stepping)
     reader.start()
     outbox.send([Loading(fraction=0.0)])

@@ -77,6 +77,8 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     crash_on: dict[str, str] = {}
     seconds_per_step: float = 0.0
     seconds_per_row: float = 0.0
+    seconds_per_copy: float = 0.0  # of a sequence's cells, out of the context
+    seconds_per_text: float = 0.0  # that is tokenized
     load_seconds: float = 0.0
     fail_load: str = ""
     die_while_loading: bool = False
@@ -156,6 +158,7 @@ class FakeExecutor:
 
     def tokenize(self, segments: Sequence[Segment], *, add_bos: bool) -> list[int]:
         """Bytes, and control tokens where a segment is special."""
+        time.sleep(self.options.seconds_per_text)
         tokens = [BOS] if add_bos and self.options.add_bos else []
         for segment in segments:
             tokens += tokenize(segment.text, special=segment.special)
@@ -262,6 +265,7 @@ class FakeExecutor:
         if self.fail_next == "no save":
             self.fail_next = None
             raise MemoryError("the fake was told to fail")
+        time.sleep(self.options.seconds_per_copy)
         return SavedFakes([(cell.token, cell.state) for cell in self.held[sequence]])
 
     def restore(self, sequence: int, saved: SavedCells, n_tokens: int) -> bool:

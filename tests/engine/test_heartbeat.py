@@ -8,17 +8,35 @@ import queue
 import signal
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from ktllama.engine import wire
 from ktllama.engine.client import EngineClient, State
+from ktllama.engine.core import Engine
 from ktllama.engine.errors import EngineRequestError
-from ktllama.engine.heartbeat import Finding, Heartbeat, Pulse
+from ktllama.engine.generation import Generation
+from ktllama.engine.heartbeat import Finding, Heartbeat, Occupied, Pulse
 from ktllama.engine.intake import Intake
 from ktllama.engine.launch import Launch
-from ktllama.engine.messages import Event, Failed, Finished, Ping, Pong, Request, Segment, Tokenize, Tokenized
-from ktllama.engine.process import Outbox, Reader, Stepping
+from ktllama.engine.messages import (
+    Cancel,
+    Drain,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Ping,
+    Pong,
+    Report,
+    Request,
+    Segment,
+    Tokenize,
+    Tokenized,
+)
+from ktllama.engine.process import StepLoop
+from ktllama.engine.reader import Inbox, Outbox, Reader, Work
 from tests.engine.driver import ask
 from tests.engine.fake_executor import FakeExecutor, FakeOptions
 from tests.engine.test_process import QUICK, answer, first_text, is_alive, run
@@ -47,16 +65,60 @@ def test_silence_is_unresponsive_then_hung_and_a_word_ends_it() -> None:
     assert [pulse.beat() for _ in range(3)] == ["well", "well", "unresponsive"]
 
 
-def test_a_step_that_does_not_end_is_unresponsive_though_the_process_answers() -> None:
+@pytest.mark.parametrize(
+    ("busy", "complaint"),
+    [("step_seconds", "one step has taken 12 s"), ("reading_seconds", "a request has been read for 12 s")],
+)
+def test_who_is_busy_for_too_long_is_unresponsive_though_the_process_answers(busy: str, complaint: str) -> None:
     pulse = Pulse(PATIENT)
     findings: list[Finding] = []
+    idle = {"step_seconds": 0.0, "reading_seconds": 0.0}
     for seconds in (0.0, 9.9, 10.0, 11.0, 12.0):
-        pulse.heard(seconds)
+        pulse.told(**(idle | {busy: seconds}))
         findings.append(pulse.beat())
     assert findings == ["well", "well", "unresponsive", "unresponsive", "hung"]
-    assert pulse.complaint == "one step has taken 12 s"
-    pulse.heard(0.1)
+    assert pulse.complaint == complaint
+    pulse.told(step_seconds=0.1, reading_seconds=0.1)
     assert pulse.beat() == "well"
+
+
+def test_a_thread_is_occupied_from_the_beginning_of_a_thing_to_its_end() -> None:
+    now = 5.0
+    occupied = Occupied(lambda: now)
+    seen = [occupied.seconds]
+    occupied.begin()
+    now = 7.0
+    seen.append(occupied.seconds)
+    occupied.begin()
+    now = 8.0
+    seen.append(occupied.seconds)
+    occupied.end()
+    seen.append(occupied.seconds)
+    assert seen == [0.0, 2.0, 1.0, 0.0]
+
+
+def test_the_main_thread_is_occupied_but_while_it_waits_for_work() -> None:
+    class Told(Occupied):
+        def begin(self) -> None:
+            told.append("begin")
+
+        def end(self) -> None:
+            told.append("end")
+            inbox.put(Drain())
+
+    told: list[str] = []
+    inbox: Inbox = queue.SimpleQueue()
+    fake = FakeExecutor(FakeOptions(parking_bytes=1000, end_chance=0))
+    engine = Engine(fake, queue_limit=1)
+    generation = Intake(fake).generation(ask("a", "q" * 40, max_tokens=1))
+    assert isinstance(generation, Generation)
+    engine.submit(generation)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        StepLoop(engine, inbox, Outbox(theirs), Told()).run()
+    step, parking, rest = ["begin"], ["begin", "begin"], ["end", "begin"]
+    assert told == step + parking + rest
+    assert engine.stats().parked_bytes
 
 
 def test_without_a_limit_nothing_is_ever_hung() -> None:
@@ -154,17 +216,27 @@ def test_a_process_that_stays_stopped_is_ended_also_in_a_drain() -> None:
     run(scenario())
 
 
-def test_a_step_that_hangs_is_told_though_the_process_answers() -> None:
+@pytest.mark.parametrize(
+    ("stuck", "complaint"),
+    [
+        ({"seconds_per_row": 100}, "one step has taken "),
+        ({"seconds_per_copy": 100, "parking_bytes": 1000}, "one step has taken "),
+        ({"seconds_per_text": 100}, "a request has been read for "),
+    ],
+)
+def test_a_thread_that_hangs_is_told_though_the_process_answers(stuck: dict[str, object], complaint: str) -> None:
     heartbeat = Heartbeat(beat_seconds=0.02, silent_seconds=600, step_seconds=0.3, hung_seconds=0.1)
 
     async def scenario() -> None:
-        client = EngineClient(launched(heartbeat, seconds_per_row=100))
+        client = EngineClient(launched(heartbeat, end_chance=0, **stuck))
         await client.start()
         try:
             await client.wait_ready()
-            _, end = await answer(client, ask("a", "x", max_tokens=4000))
-            assert isinstance(end, Failed)
-            assert end.message.startswith("the engine hung and was ended: one step has taken ")
+            stream = client.generate(ask("a", "x" * 100, max_tokens=1))
+            while client.failure is None:
+                await asyncio.sleep(0.001)
+            assert client.failure.startswith(f"the engine hung and was ended: {complaint}")
+            stream.close()
         finally:
             await client.close()
 
@@ -174,23 +246,74 @@ def test_a_step_that_hangs_is_told_though_the_process_answers() -> None:
 def test_a_long_text_that_is_being_tokenized_does_not_hold_up_the_answer_to_a_ping() -> None:
     class SlowIntake(Intake):
         def tokenize(self, request: Tokenize) -> Tokenized:
+            begun.set()
             assert go_on.wait(timeout=300)
             return super().tokenize(request)
 
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
     sent: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()  # its end would end this process
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(300)
-        reader = Reader(iter(sent.get, []), queue.SimpleQueue(), Outbox(theirs), Stepping())
+        reader = Reader(iter(sent.get, []), queue.SimpleQueue(), Outbox(theirs), Occupied())
         reader.intake = SlowIntake(FakeExecutor(FakeOptions()))
         reader.start()
-        sent.put([Tokenize(request_id="a", segments=(Segment("x", False),)), Ping()])
+        sent.put([Tokenize(request_id="a", segments=(Segment("x", False),))])
+        assert begun.wait(timeout=300)
+        sent.put([Ping()])
         splitter = wire.FrameSplitter()
 
         def received() -> list[Event]:
             return [event for body in splitter.feed(ours.recv(65536)) for event in wire.events(body)]
 
-        assert received() == [Pong(step_seconds=0.0)]
+        (pong,) = received()
+        assert isinstance(pong, Pong)
+        assert pong.step_seconds == 0 < pong.reading_seconds
         go_on.set()
         assert received() == [Tokenized(request_id="a", tokens=(ord("x"),), pieces=())]
+
+
+class Interrupted(Intake):
+    """Reads one request, and finds that everything else has come meanwhile."""
+
+    def __init__(self, came: Callable[[], None]) -> None:
+        super().__init__(FakeExecutor(FakeOptions()))
+        self.came = came
+        self.n_read = 0
+
+    def generation(self, request: Generate) -> Generation | Failed:
+        self.n_read += 1
+        if self.n_read == 1:
+            self.came()
+        return super().generation(request)
+
+
+def test_a_cancel_is_heard_while_a_long_text_is_read_and_takes_back_what_is_unread() -> None:
+    def came() -> None:
+        begun.set()
+        heard.extend(inbox.get(timeout=300) for _ in range(2))
+        read_on.set()
+
+    begun, read_on = threading.Event(), threading.Event()
+    heard: list[Work] = []
+    inbox: Inbox = queue.SimpleQueue()
+    sent: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader = Reader(iter(sent.get, []), inbox, Outbox(theirs), Occupied())
+        intake = reader.intake = Interrupted(came)
+        reader.start()
+        running, being_read, unread = (Cancel(request_id=name) for name in ("running", "being read", "unread"))
+        sent.put([ask("being read", "x"), ask("unread", "x"), ask("kept", "x"), Drain()])
+        assert begun.wait(timeout=300)
+        sent.put([being_read, unread, ask("unread", "once more"), running, Report(request_id="report")])
+        assert read_on.wait(timeout=300)
+        heard += [inbox.get(timeout=300) for _ in range(3)]
+    *others, again = [work.request for work in heard if isinstance(work, Generation)]
+    assert [work for work in heard if not isinstance(work, Generation)] == [
+        running,
+        Report(request_id="report"),
+        Drain(),
+    ]
+    assert (others, again) == ([ask("kept", "x")], ask("unread", "once more"))
+    assert intake.n_read == 3
