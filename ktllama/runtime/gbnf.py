@@ -142,11 +142,11 @@ def _reaching(
 
 
 def _check_states(rules: Rules, empty: list[bool], order: list[int], names: list[str]) -> None:
-    """Refuse rules that can begin in too many ways."""
+    """Refuse rules that can begin in too many ways; a class of many characters counts for several."""
     ways = [0] * len(rules)
     for number in order:
         ways[number] = sum(
-            ways[symbol] if isinstance(symbol, int) else 1 for symbol in _left_symbols(rules[number], empty)
+            ways[symbol] if isinstance(symbol, int) else symbol.ways for symbol in _left_symbols(rules[number], empty)
         )
         if ways[number] > MAX_STATES:
             raise GrammarError(f"the rule {names[number] or 'root'} can begin in more than {MAX_STATES} ways")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,6 +14,8 @@ _MAX_DEPTH = 100
 _MAX_ELEMENTS = 50_000
 _MAX_RULES = 5_000
 _MAX_REPETITIONS = 2_000  # MAX_REPETITION_THRESHOLD
+_MAX_RANGES = 512  # of one class
+_RANGES_A_WAY = 4  # llama.cpp compares so many in the time that a state takes beside its ranges
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
@@ -25,14 +28,20 @@ _HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 
 @dataclass(frozen=True, slots=True)
 class Characters:
-    """One character: within ``ranges``, or outside them where ``inverted``."""
+    """One character: within ``ranges``, or outside them where ``inverted``.
+
+    The ranges are in order and apart. ``ways`` is what it costs llama.cpp, which compares a token with each range as it
+    was written: as much as so many literal characters.
+    """
 
     ranges: tuple[tuple[int, int], ...]
     inverted: bool = False
+    ways: int = 1
 
     def matches(self, character: int) -> bool:
         """Whether ``character`` is one of them."""
-        return any(low <= character <= high for low, high in self.ranges) != self.inverted
+        index = bisect_right(self.ranges, character, key=lambda each: each[0])
+        return (index > 0 and character <= self.ranges[index - 1][1]) != self.inverted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,7 @@ class TokenElement:
 
     written: str
     inverted: bool = False
+    ways: int = 1
 
     def matches(self, written: str) -> bool:
         """Whether the token that is so written is one of them."""
@@ -173,8 +183,10 @@ class Parser:
         self.position += 1
         if not ranges:
             raise self._error("a class of characters is empty")
+        if len(ranges) > _MAX_RANGES:
+            raise self._error(f"a class of characters has more than {_MAX_RANGES} ranges")
         self._count(len(ranges))
-        return Characters(tuple(ranges), inverted)
+        return Characters(tuple(merged_ranges(ranges)), inverted, 1 + len(ranges) // _RANGES_A_WAY)
 
     def _character(self) -> int:
         if self.position >= len(self.text):
@@ -256,3 +268,14 @@ class Parser:
         line = self.text.count("\n", 0, self.position) + 1
         column = self.position - (self.text.rfind("\n", 0, self.position) + 1) + 1
         return GrammarError(f"grammar, line {line}, column {column}: {reason}")
+
+
+def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same characters as ranges in order that do not touch."""
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(each for each in ranges if each[0] <= each[1]):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged

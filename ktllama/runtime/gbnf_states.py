@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TypeAlias
 
 from ktllama.engine.executor import GrammarError
@@ -12,6 +13,10 @@ _PROBED_CHARACTERS = 24
 _PROBED_RULES = 32
 _PROBED_CANDIDATES = 48
 _PROBED_STACKS = 30_000
+#: ways to read the same few characters: those that lead to one state are one for the sequence, but llama.cpp walks
+#: each of them when it looks whether a token fits
+_MAX_READINGS = 30_000
+_READ_CHARACTERS = 8
 
 #: places in rules (rule, alternative, index), the top first
 _Stack: TypeAlias = "tuple[tuple[int, int, int], _Stack] | None"
@@ -23,33 +28,51 @@ def probe_ambiguity(rules: Rules, root: int) -> None:
     Raises:
         GrammarError: when a short text can be read in too many ways at once.
     """
+    recursive = _recursive(rules)
     states = _States(rules)
-    for number in (root, *_embedding(rules)[:_PROBED_RULES]):
+    for number in (root, *(rule for rule, embeds in recursive.items() if embeds))[: 1 + _PROBED_RULES]:
         stacks = states.start(number)
         for _ in range(_PROBED_CHARACTERS):
-            if len(stacks) > MAX_STATES:
+            if states.ways(stacks) > MAX_STATES:
                 raise GrammarError(
                     f"a short text can be read in more than {MAX_STATES} ways at once; make the grammar unambiguous"
                 )
             if not stacks or states.n_opened > _PROBED_STACKS:
                 break
             stacks = states.worst_step(stacks)
+    states = _States(rules)
+    for number in (root, *recursive):
+        _probe_readings(states, number)
 
 
-def _embedding(rules: Rules) -> list[int]:
-    """The rules that contain themselves with something after it: only those can leave ever more states open."""
+def _probe_readings(states: _States, rule: int) -> None:
+    readings = Counter(states.start(rule))
+    for _ in range(_READ_CHARACTERS):
+        if states.n_opened > _PROBED_STACKS:
+            break
+        readings = states.worst_readings(readings)
+        if readings.total() > _MAX_READINGS:
+            raise GrammarError(
+                f"{_READ_CHARACTERS} characters can be read in more than {_MAX_READINGS} ways; "
+                "make the grammar unambiguous"
+            )
+
+
+def _recursive(rules: Rules) -> dict[int, bool]:
+    """The rules that contain themselves, and whether with something after it.
+
+    Only those with something after it can leave ever more states open.
+    """
     component = _components(
         [{symbol for sequence in body for symbol in sequence if isinstance(symbol, int)} for body in rules]
     )
-    return [
-        number
-        for number, body in enumerate(rules)
-        if any(
-            isinstance(symbol, int) and component[symbol] == component[number]
-            for sequence in body
-            for symbol in sequence[:-1]
-        )
-    ]
+    found: dict[int, bool] = {}
+    for number, body in enumerate(rules):
+        for sequence in body:
+            places = [isinstance(each, int) and component[each] == component[number] for each in sequence]
+            if any(places):
+                found[number] = found.get(number, False) or any(places[:-1])
+    return found
 
 
 def _components(used: list[set[int]]) -> list[int]:
@@ -87,10 +110,16 @@ class _States:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.n_opened = 0
+        self._after: dict[_Stack, set[_Stack]] = {}
 
     def start(self, rule: int) -> set[_Stack]:
         """The states in which a text of ``rule`` begins."""
         return self._advance(self._openings(rule, None))
+
+    def ways(self, stacks: set[_Stack]) -> int:
+        """What ``stacks`` cost llama.cpp when it holds a token against them: as much as so many literal characters."""
+        tops = [self._top(stack) for stack in stacks if stack is not None]
+        return sum([top.ways for top in tops if not isinstance(top, int)])
 
     def worst_step(self, stacks: set[_Stack]) -> set[_Stack]:
         """The states after the character or token that most of ``stacks`` can take."""
@@ -101,6 +130,24 @@ class _States:
             if len(matching) > len(worst):
                 worst = matching
         return self._advance([self._next(stack) for stack in worst])
+
+    def worst_readings(self, readings: Counter[_Stack]) -> Counter[_Stack]:
+        """Likewise where every state comes with the number of ways that led to it, and the most ways are followed."""
+        tops = [(self._top(stack), stack, number) for stack, number in readings.items() if stack is not None]
+        worst: list[tuple[_Stack, int]] = []
+        most = 0
+        for candidate in _candidates({top for top, _, _ in tops}):
+            matching: list[tuple[_Stack, int]] = [(stack, n) for top, stack, n in tops if _takes(top, candidate)]
+            total = sum([n for _, n in matching])
+            if total > most:
+                most, worst = total, matching
+        after: Counter[_Stack] = Counter()
+        for stack, number in worst:
+            if stack not in self._after:
+                self._after[stack] = self._advance([self._next(stack)])
+            for following in self._after[stack]:
+                after[following] += number
+        return after
 
     def _advance(self, todo: list[_Stack]) -> set[_Stack]:
         """Open rules until every stack has a character on top; an empty stack is the grammar's end."""

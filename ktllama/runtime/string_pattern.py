@@ -8,12 +8,14 @@ as in ECMAScript.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from re import _constants as ops  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any, TypeAlias
 
 from ktllama.engine.executor import GrammarError
+from ktllama.runtime.gbnf_parser import merged_ranges
 
 _Ranges: TypeAlias = list[tuple[int, int]]
 
@@ -109,14 +111,19 @@ def _ranges(operation: Any, argument: Any) -> _Ranges | None:
 
 
 def _without(ranges: _Ranges, excluded: _Ranges) -> _Ranges:
-    for low, high in excluded:
-        ranges = [
-            part
-            for begin, end in ranges
-            for part in ((begin, min(end, low - 1)), (max(begin, high + 1), end))
-            if part[0] <= part[1]
-        ]
-    return ranges
+    """What is left of ``ranges``, in order and apart."""
+    left = []
+    holes = merged_ranges(excluded)
+    for begin, end in merged_ranges(ranges):
+        index = bisect_left(holes, begin, key=lambda hole: hole[1])
+        while index < len(holes) and holes[index][0] <= end:
+            low, high = holes[index]
+            if begin < low:
+                left.append((begin, low - 1))
+            begin, index = high + 1, index + 1
+        if begin <= end:
+            left.append((begin, end))
+    return left
 
 
 def _character(ranges: _Ranges) -> str:

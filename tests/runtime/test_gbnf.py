@@ -14,6 +14,7 @@ import pytest
 from ktllama import assets
 from ktllama.engine.executor import GrammarError
 from ktllama.runtime.gbnf import check_gbnf
+from ktllama.runtime.gbnf_parser import Characters, merged_ranges
 from ktllama.runtime.grammar import Constraint
 from ktllama.runtime.sampler_chain import Candidates
 from tests.runtime.own_process import in_own_process, process
@@ -27,6 +28,7 @@ _ACCEPTED = [
     "root ::= <|im_end|> | !<[5]>",
     'root ::= value\nvalue ::= "[" (value ("," value)*)? "]"',
     'root ::= "a" root | ""',
+    'root ::= ([a-z]+ " "?)* ((" "* "\\n"*)? "b"+)* ("a" | "a")* "."',
     'root ::= [\\]\\[^-] "\\"\\\\\\t"',
     'root ::= <think> (!</think>)* </think> "" "a"*',
     'root ::= "a" | (<[5]> a)*\na ::= "" | <[6]>',
@@ -62,7 +64,15 @@ _REFUSED = {
     'root ::= (<[5]> | "x" root | "y")': "can follow a character",
     "root ::= !<[6]> root <[6]> | !<[7]> root <[7]> | <[8]>": "2000 ways at once",
     "root ::= <": "a token such as",
+    'root ::= ("a" | "a" | "a" | "a")* "x"': "8 characters can be read in more than 30000 ways",
+    'root ::= "' + "b" * 40 + '" ([a-z] | [a-f] | . | "a")+ "x"': "8 characters can be read in more than 30000 ways",
     "": "no rule called root",
+    "root ::= [" + "".join(map(chr, range(0x4E00, 0x5400, 2))) + "]": "more than 512 ranges",
+    "root ::= "
+    + " | ".join(["c"] * 100)
+    + "\nc ::= ["
+    + "".join(map(chr, range(0x4E00, 0x4F00, 2)))
+    + "]": "2000 ways",
     "\n".join(f'r{i} ::= r{i + 1} "x" | r{i + 1} "y"' for i in range(40)) + '\nr40 ::= "z"\nroot ::= r0': "2000 ways",
     "root ::= " + '"a" ' * 60_000: "more than 50000 elements",
     "\n".join(f'r{i} ::= "a"' for i in range(6000)): "more than 5000 rules",
@@ -94,6 +104,20 @@ def test_checking_takes_bounded_work() -> None:
     with pytest.raises(GrammarError, match="ways at once"):
         check_gbnf("\n".join([*rules, "root ::= " + " | ".join(f'"{i}" r{i}' for i in range(60))]))
     assert time.process_time() - started < 20
+
+
+def test_classes_of_many_characters_count_for_several_ways() -> None:
+    """A class of 50 ranges costs llama.cpp as much as 13 characters, and the check no more than one."""
+    scattered = "".join(map(chr, range(0x4E00, 0x4E64, 2)))
+    check_gbnf("root ::= " + " | ".join(["c c"] * 150) + f"\nc ::= [{scattered}]")
+    with pytest.raises(GrammarError, match="more than 2000 ways"):
+        check_gbnf("root ::= " + " | ".join(["c c"] * 160) + f"\nc ::= [{scattered}]")
+
+
+def test_ranges_are_merged_for_the_check_alone() -> None:
+    found = Characters(tuple(merged_ranges([(5, 3), (20, 30), (97, 99), (1, 2), (98, 110), (31, 31)])), inverted=True)
+    assert found.ranges == ((1, 2), (20, 31), (97, 110))
+    assert [code for code in range(120) if not found.matches(code)] == [1, 2, *range(20, 32), *range(97, 111)]
 
 
 @pytest.fixture(scope="module")
