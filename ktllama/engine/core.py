@@ -55,8 +55,8 @@ class Engine:
             parking_bytes=executor.parking_bytes,
         )
         # a ubatch with all of them decoding has room for a prompt's row
-        n_parallel = min(model.n_parallel, executor.n_sequences, max(1, model.n_ubatch - 1))
-        self.scheduler = Scheduler(self.cache, n_ubatch=model.n_ubatch, n_parallel=n_parallel)
+        self._n_parallel = min(model.n_parallel, executor.n_sequences, max(1, model.n_ubatch - 1))
+        self.scheduler = Scheduler(self.cache, n_ubatch=model.n_ubatch, n_parallel=self._n_parallel)
         self.generations: dict[str, Generation] = {}
         self.embeddings: deque[EmbeddingJob] = deque()
         self.draining = False
@@ -80,7 +80,7 @@ class Engine:
     def submit(self, generation: Generation) -> None:
         """Queue a generation, or refuse it."""
         request_id = generation.request.request_id
-        if self._refused(request_id):
+        if self._refused(request_id, n_generations=1):
             return
         self.generations[request_id] = generation
         self._guards[generation] = RepetitionGuard()
@@ -91,7 +91,7 @@ class Engine:
 
     def embed(self, embedding: Embedding) -> None:
         """Queue an embedding, or refuse it."""
-        if not self._refused(embedding.request_id):
+        if not self._refused(embedding.request_id, n_embeddings=1):
             self.embeddings.append(EmbeddingJob(embedding))
 
     def cancel(self, request_id: str) -> None:
@@ -108,13 +108,14 @@ class Engine:
         """Answer a request that did not get here."""
         self._outgoing.add(failed)
 
-    def _refused(self, request_id: str) -> bool:
-        n_queued = len(self.scheduler.queue) + len(self.embeddings)
+    def _refused(self, request_id: str, *, n_generations: int = 0, n_embeddings: int = 0) -> bool:
+        """Whether a newcomer, one of either kind, was refused."""
         if self.draining:
             self._fail_id(request_id, "draining", "the server is shutting down")
         elif request_id in self.generations:
             self._fail_id(request_id, "engine_error", f"request id {request_id!r} is in use")
-        elif n_queued >= self._queue_limit:
+        elif self._n_left_waiting(n_generations, n_embeddings) > self._queue_limit:
+            n_queued = len(self.scheduler.queue) + len(self.embeddings)
             retry_after = self._throughput.retry_after(n_queued)
             message = f"{n_queued} requests are waiting already"
             fields: dict[str, int | float | str] = {"queued": n_queued, "retry_after": retry_after}
@@ -122,6 +123,13 @@ class Engine:
         else:
             return False
         return True
+
+    def _n_left_waiting(self, n_generations: int, n_embeddings: int) -> int:
+        """Requests that would wait with those, once the free places are taken; one embedding is made at a time."""
+        n_free = self._n_parallel - len(self.scheduler.running)
+        n_generations += len(self.scheduler.queue)
+        n_embeddings += len(self.embeddings)
+        return max(0, n_generations - n_free) + max(0, n_embeddings - 1)
 
     # ── events out ───────────────────────────────────────────────────────────────────────────────────────────────
 

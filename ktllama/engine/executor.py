@@ -107,7 +107,7 @@ class CellTable(Protocol):
 class Executor(CellTable, Protocol):
     """One context with `model.n_ctx` cells shared by sequences 0 … n_sequences - 1.
 
-    `tokenize`, `piece`, `token_id` and `check` may be called from another thread than the rest.
+    `tokenize`, `least_tokens`, `piece`, `token_id` and `check` may be called from another thread than the rest.
     """
 
     model: ModelInfo
@@ -118,6 +118,9 @@ class Executor(CellTable, Protocol):
     # vocabulary
     def tokenize(self, segments: Sequence[Segment], *, add_bos: bool) -> list[int]:
         """Ids of the segments' text; `add_bos` puts the token of the beginning first, where the model has one."""
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that `text` cannot be less than, found without tokenizing it."""
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """The token's bytes; a control token's text only if `special`, otherwise nothing."""

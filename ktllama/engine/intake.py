@@ -39,6 +39,12 @@ class Intake:
     def __init__(self, executor: Executor, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._executor = executor
         self._clock = clock
+        self._last: tuple[tuple[Segment, ...], bool, tuple[int, ...]] = ((), False, ())  # and what it was tokenized to
+
+    @property
+    def n_parallel(self) -> int:
+        """Generations that run at once."""
+        return self._executor.model.n_parallel
 
     def generation(self, request: Generate) -> Generation | Failed:
         """A generation for the queue, or why there is none."""
@@ -106,15 +112,24 @@ class Intake:
             self._check_tokens(request.request_id, request.tokens)
             tokens = list(request.tokens)
         else:
-            tokens = self._executor.tokenize(request.prompt, add_bos=request.add_bos)
+            self._check_least(request.request_id, request.prompt, request.max_tokens, room_for=1)
+            tokens = self._tokenized(request.prompt, request.add_bos)
         if not tokens:
             raise Refusal(_failed(request.request_id, "empty_prompt", "the prompt has no tokens"))
         self._check_length(request.request_id, len(tokens), request.max_tokens, room_for=1)
         return tokens
 
+    def _tokenized(self, prompt: tuple[Segment, ...], add_bos: bool) -> list[int]:
+        """Its tokens. The choices of one request come one behind the other, and have one prompt."""
+        if self._last[:2] != (prompt, add_bos):
+            self._last = (prompt, add_bos, tuple(self._executor.tokenize(prompt, add_bos=add_bos)))
+        return list(self._last[2])
+
     def _embedding_prompt(self, request_id: str, prompt: tuple[int, ...] | str) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            prompt = tuple(self._executor.tokenize((Segment(prompt, False),), add_bos=self._executor.model.add_bos))
+            segments = (Segment(prompt, False),)
+            self._check_least(request_id, segments, None, room_for=0)
+            prompt = tuple(self._executor.tokenize(segments, add_bos=self._executor.model.add_bos))
         self._check_tokens(request_id, prompt)
         if not prompt:
             raise Refusal(_failed(request_id, "empty_prompt", "a prompt has no tokens"))
@@ -128,13 +143,26 @@ class Intake:
                 message = f"token {token} is not in the vocabulary, whose ids are 0 to {vocab_size - 1}"
                 raise Refusal(_failed(request_id, "invalid_token", message, token=token))
 
-    def _check_length(self, request_id: str, n_prompt: int, max_tokens: int | None, *, room_for: int) -> None:
+    def _check_least(
+        self, request_id: str, prompt: tuple[Segment, ...], max_tokens: int | None, *, room_for: int
+    ) -> None:
+        """Refuse a text that cannot fit, however it is tokenized, before the seconds that this may take."""
+        if 4 * sum(len(segment.text) for segment in prompt) < self._executor.model.n_ctx:
+            return  # no text has more tokens than bytes
+        n_least = self._executor.least_tokens("".join(segment.text for segment in prompt))
+        self._check_length(request_id, n_least, max_tokens, room_for=room_for, at_least=True)
+
+    def _check_length(
+        self, request_id: str, n_prompt: int, max_tokens: int | None, *, room_for: int, at_least: bool = False
+    ) -> None:
         n_ctx = self._executor.model.n_ctx
         if n_prompt + room_for <= n_ctx:
             return
-        message = f"the prompt has {n_prompt} tokens and the context {n_ctx}"
+        message = f"the prompt has {'at least ' if at_least else ''}{n_prompt} tokens and the context {n_ctx}"
         message += ", of which one must be left for the answer" if room_for else ""
         fields = {"prompt_tokens": n_prompt, "max_tokens": max_tokens or 0, "n_ctx": n_ctx}
+        if at_least:
+            fields["at_least"] = 1
         raise Refusal(_failed(request_id, "context_length_exceeded", message, **fields))
 
     def _transcript(self, request: Generate) -> Transcript:

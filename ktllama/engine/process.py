@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> int:
         return 1  # the parent died, or is none of ours
     signal.signal(signal.SIGTERM, lambda *_: inbox.put(Drain()))
     stepping = Occupied()
-    reader = Reader(frames, inbox, outbox, stepping)
+    reader = Reader(frames, inbox, outbox, stepping, queue_limit=first[0].queue_limit)
     reader.start()
     outbox.send([Loading(fraction=0.0)])
     executor = _load(first[0], outbox)

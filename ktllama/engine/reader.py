@@ -61,13 +61,19 @@ class Outbox:
 
 
 class Reader:
-    """Both threads. Before there is an `intake`, all are told that the model loads."""
+    """Both threads. Before there is an `intake`, all are told that the model loads.
 
-    def __init__(self, frames: Iterator[list[Request]], inbox: Inbox, outbox: Outbox, stepping: Occupied) -> None:
+    As many requests may wait to be read as may wait to run, and run; one more is refused.
+    """
+
+    def __init__(
+        self, frames: Iterator[list[Request]], inbox: Inbox, outbox: Outbox, stepping: Occupied, *, queue_limit: int
+    ) -> None:
         self._frames = frames
         self._inbox = inbox
         self._outbox = outbox
         self._stepping = stepping
+        self._queue_limit = queue_limit
         self._reading = Occupied()
         self._received: queue.SimpleQueue[Readable | Drain] = queue.SimpleQueue()
         self._unread: dict[str, Readable] = {}  # received, not read to the end, and not cancelled
@@ -109,6 +115,8 @@ class Reader:
             self._inbox.put(request)
         elif isinstance(request, Drain):
             self._received.put(request)  # what came before it is still taken
+        elif self.intake is not None and len(self._unread) >= self._queue_limit + self.intake.n_parallel:
+            self._outbox.send([_queue_full(request, len(self._unread))])
         else:
             with self._lock:
                 self._unread[request.request_id] = request
@@ -158,6 +166,12 @@ def _read(intake: Intake, request: Readable) -> Generation | Embedding | Tokeniz
     if isinstance(request, Tokenize):
         return intake.tokenize(request)
     return intake.detokenize(request)
+
+
+def _queue_full(request: Readable, n_unread: int) -> Failed:
+    message = f"{n_unread} requests are waiting to be read"
+    fields: dict[str, int | float | str] = {"queued": n_unread, "retry_after": 1}
+    return Failed(request_id=request.request_id, code="queue_full", message=message, fields=fields)
 
 
 def _failed(request: Readable, code: str, message: str) -> Failed:

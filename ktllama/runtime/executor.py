@@ -81,6 +81,10 @@ class LlamaExecutor:
         """Ids of the segments' joined text; control tokens only in ``special`` ones."""
         return self.vocabulary.tokenize(segments, add_bos=add_bos)
 
+    def least_tokens(self, text: str) -> int:
+        """Tokens that ``text`` becomes at least, found quickly."""
+        return self.vocabulary.least_tokens(text)
+
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """The token's bytes; a control token's text only if ``special``."""
         return self.vocabulary.piece(token, special=special)

@@ -13,6 +13,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ktllama.errors import LlamaCppError
@@ -26,6 +27,7 @@ _LSTRIP, _RSTRIP = 1 << 7, 1 << 8
 
 _PIECE_BYTES = 64
 _SPACES = " \t\n\v\f\r"  # C's isspace
+_SPM_SPACE = "▁"  # U+2581, which is rendered as a space, whichever of the two the text had
 
 #: A longer word (or gap) is cut. llama.cpp splits text with ``std::regex``, which recurses once a character of a match:
 #: 200,000 times the letter a end the process under DeepSeek-V3's pattern.
@@ -61,7 +63,9 @@ class Vocabulary:
         self._special = self._special_tokens()
         self._ids = {special.text: special.token for special in reversed(self._special)}
         self._rendered: list[bytes | None] = [None] * self.size
-        self._splits_words = api.llama_vocab_type(vocab) == api.LLAMA_VOCAB_TYPE_BPE
+        kind = api.llama_vocab_type(vocab)
+        self._splits_words = kind == api.LLAMA_VOCAB_TYPE_BPE
+        self._keeps_text = kind in (api.LLAMA_VOCAB_TYPE_BPE, api.LLAMA_VOCAB_TYPE_SPM)  # BERT's drops accents
 
     def tokenize(self, segments: Sequence[Segment], *, add_bos: bool) -> list[int]:
         """The ids of the segments' joined text; control tokens only within runs of ``special`` segments.
@@ -79,6 +83,30 @@ class Vocabulary:
         if add_bos and self.bos >= 0 and tokens[:1] != [self.bos]:
             tokens.insert(0, self.bos)
         return tokens
+
+    def least_tokens(self, text: str) -> int:
+        """Tokens that ``text`` becomes at least, told by its length alone; 0 where the tokenizer normalizes texts.
+
+        A text of megabytes that is too long for a context need not be tokenized to see it.
+        """
+        if not self._keeps_text:
+            return 0
+        longest, vanishing = self._pieces
+        n_bytes = len(text.encode(errors="replace").translate(None, vanishing))
+        n_bytes -= (len(_SPM_SPACE.encode()) - 1) * text.count(_SPM_SPACE)
+        return max(0, -(-n_bytes // longest))
+
+    @cached_property
+    def _pieces(self) -> tuple[int, bytes]:
+        """Bytes of text that a token stands for at most, and the bytes that may be left out of a text.
+
+        BPE drops a byte that is not in the vocabulary, and some special tokens the blanks beside them.
+        """
+        pieces = {self._render(token, special=True) for token in range(self.size)}
+        vanishing = b"".join({bytes([byte]) for byte in range(256)} - pieces)
+        if any(special.strips_left or special.strips_right for special in self._special):
+            vanishing += _SPACES.encode()
+        return max(1, *map(len, (*pieces, *(special.text.encode() for special in self._special)))), vanishing
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """The text of one token as bytes, which may end within a character.

@@ -110,8 +110,9 @@ def _context_length(failed: Failed) -> str | None:
     n_ctx, prompt = (failed.fields.get(name) for name in ("n_ctx", "prompt_tokens"))
     if n_ctx is None or prompt is None:
         return None
+    at_least = "at least " if "at_least" in failed.fields else ""
     return (
-        f"this model's context is {n_ctx} tokens, but the prompt has {prompt} tokens; "
+        f"this model's context is {n_ctx} tokens, but the prompt has {at_least}{prompt} tokens; "
         "shorten it or start the server with a larger --ctx"
     )
 

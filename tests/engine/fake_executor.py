@@ -149,6 +149,7 @@ class FakeExecutor:
         self.chains: dict[int, _Chain] = {}
         self.batches: list[list[tuple[int, int]]] = []  # (sequence, rows) of every run, for tests of schedules
         self.record_batches = False
+        self.n_tokenized = 0  # calls of `tokenize`
         self.fail_next: Literal["no room", "in the middle", "no restore", "no save"] | None = (
             None  # what the next one does, once
         )
@@ -159,10 +160,15 @@ class FakeExecutor:
     def tokenize(self, segments: Sequence[Segment], *, add_bos: bool) -> list[int]:
         """Bytes, and control tokens where a segment is special."""
         time.sleep(self.options.seconds_per_text)
+        self.n_tokenized += 1
         tokens = [BOS] if add_bos and self.options.add_bos else []
         for segment in segments:
             tokens += tokenize(segment.text, special=segment.special)
         return tokens
+
+    def least_tokens(self, text: str) -> int:
+        """As if all of it were the longest control token."""
+        return -(-len(text.encode()) // max(map(len, PIECES)))
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """The token's bytes."""

@@ -281,6 +281,33 @@ def test_what_cannot_be_done_is_refused_with_its_reason(request_: Generate, code
     assert not driver.engine.is_busy
 
 
+def test_a_text_that_cannot_fit_is_not_tokenized() -> None:
+    driver = Driver(FakeOptions(n_ctx=100))
+    longest = max(len(text.encode()) for text in CONTROL)
+    hopeless = driver.submit(ask("hopeless", "x" * (99 * longest + 1), max_tokens=7))
+    assert hopeless.failed.message.startswith("the prompt has at least 100 tokens and the context 100")
+    assert hopeless.failed.fields == {"prompt_tokens": 100, "max_tokens": 7, "n_ctx": 100, "at_least": 1}
+    refused = driver.intake.embedding(Embed(request_id="e", prompts=("x" * (100 * longest + 1),)))
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.fields["prompt_tokens"], driver.fake.n_tokenized) == (
+        "context_length_exceeded",
+        101,
+        0,
+    )
+    assert driver.submit(ask("hard", CONTROL[2] * 99)).accepted == 1
+    assert driver.fake.n_tokenized == 1
+
+
+def test_the_choices_of_a_request_are_tokenized_once() -> None:
+    driver = Driver()
+    choices = [driver.submit(ask(f"r{i}", "the same" * 20, max_tokens=5)) for i in range(8)]
+    assert driver.fake.n_tokenized == 1
+    driver.submit(ask("other", "the same" * 20, max_tokens=5, add_bos=True))
+    assert driver.fake.n_tokenized == 2
+    driver.run()
+    assert {answer.finished.usage.prompt_tokens for answer in choices} == {160}
+
+
 def test_the_longest_prompt_that_fits_is_answered() -> None:
     answer = answered(ask("a", "x" * 99), n_ctx=100)
     assert (answer.finished.reason, answer.finished.usage.completion_tokens) == ("length", 1)
@@ -297,6 +324,21 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     assert int(refused.failed.fields["retry_after"]) >= 1
     driver.run()
     assert driver.submit(ask("later", "q", max_tokens=1)).accepted == 1
+
+
+@pytest.mark.parametrize("queue_limit", [0, 2])
+def test_who_finds_a_free_place_does_not_wait(queue_limit: int) -> None:
+    driver = Driver(FakeOptions(n_parallel=3, end_chance=0), queue_limit=queue_limit)
+    answers = [driver.submit(ask(f"r{i}", "q", max_tokens=5)) for i in range(3 + queue_limit + 1)]
+    assert [answer.accepted for answer in answers] == [1] * (3 + queue_limit) + [0]
+    assert answers[-1].failed.code == "queue_full"
+    driver.step()
+    assert driver.submit(ask("all places are taken", "q")).failed.code == "queue_full"
+    for i in range(queue_limit):
+        driver.engine.cancel(f"r{3 + i}")
+    vector = Embedding(request_id="e", prompts=((1, 2),))
+    driver.engine.embed(vector)
+    assert len(driver.engine.embeddings) == 1
 
 
 def test_draining_refuses_the_new_and_ends_the_old() -> None:

@@ -255,7 +255,7 @@ def test_a_long_text_that_is_being_tokenized_does_not_hold_up_the_answer_to_a_pi
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(300)
-        reader = Reader(iter(sent.get, []), queue.SimpleQueue(), Outbox(theirs), Occupied())
+        reader = Reader(iter(sent.get, []), queue.SimpleQueue(), Outbox(theirs), Occupied(), queue_limit=9)
         reader.intake = SlowIntake(FakeExecutor(FakeOptions()))
         reader.start()
         sent.put([Tokenize(request_id="a", segments=(Segment("x", False),))])
@@ -276,8 +276,8 @@ def test_a_long_text_that_is_being_tokenized_does_not_hold_up_the_answer_to_a_pi
 class Interrupted(Intake):
     """Reads one request, and finds that everything else has come meanwhile."""
 
-    def __init__(self, came: Callable[[], None]) -> None:
-        super().__init__(FakeExecutor(FakeOptions()))
+    def __init__(self, came: Callable[[], None], options: FakeOptions | None = None) -> None:
+        super().__init__(FakeExecutor(options or FakeOptions()))
         self.came = came
         self.n_read = 0
 
@@ -300,7 +300,7 @@ def test_a_cancel_is_heard_while_a_long_text_is_read_and_takes_back_what_is_unre
     sent: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        reader = Reader(iter(sent.get, []), inbox, Outbox(theirs), Occupied())
+        reader = Reader(iter(sent.get, []), inbox, Outbox(theirs), Occupied(), queue_limit=9)
         intake = reader.intake = Interrupted(came)
         reader.start()
         running, being_read, unread = (Cancel(request_id=name) for name in ("running", "being read", "unread"))
@@ -317,3 +317,32 @@ def test_a_cancel_is_heard_while_a_long_text_is_read_and_takes_back_what_is_unre
     ]
     assert (others, again) == ([ask("kept", "x")], ask("unread", "once more"))
     assert intake.n_read == 3
+
+
+def test_what_waits_to_be_read_is_bounded_like_what_waits_to_run() -> None:
+    def came() -> None:
+        begun.set()
+        assert read_on.wait(timeout=300)
+
+    begun, read_on = threading.Event(), threading.Event()
+    inbox: Inbox = queue.SimpleQueue()
+    sent: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(300)
+        reader = Reader(iter(sent.get, []), inbox, Outbox(theirs), Occupied(), queue_limit=2)
+        reader.intake = Interrupted(came, FakeOptions(n_parallel=3))
+        reader.start()
+        sent.put([ask(f"r{i}", "x") for i in range(6)])
+        assert begun.wait(timeout=300)
+        (refused,) = (event for body in wire.FrameSplitter().feed(ours.recv(65536)) for event in wire.events(body))
+        assert isinstance(refused, Failed)
+        assert (refused.request_id, refused.code, refused.fields) == (
+            "r5",
+            "queue_full",
+            {"queued": 5, "retry_after": 1},
+        )
+        read_on.set()
+        assert all(isinstance(inbox.get(timeout=300), Generation) for _ in range(5))
+        sent.put([ask("later", "x")])
+        assert isinstance(inbox.get(timeout=300), Generation)

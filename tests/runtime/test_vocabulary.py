@@ -87,6 +87,23 @@ def test_a_token_that_was_cut_is_text_however_often_it_comes() -> None:
     assert found == [(0, n_cut), 7, (n_cut + 7, n_cut + 8), 7]
 
 
+@pytest.mark.parametrize(
+    "text", [_CHAT, "", " " * 1000, "-" * 999, "<|im_start|>" * 50, "é🙂漢字\0▁▁" * 20, "▁", "\x04 \x06", "a\ud800" * 9]
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_a_text_has_no_fewer_tokens_than_are_told_by_its_length(
+    smol: LoadedVocabulary, text: str, special: bool
+) -> None:
+    n_tokens = len(smol.vocabulary.tokenize([Segment(text, special)], add_bos=False))
+    assert 0 <= smol.vocabulary.least_tokens(text) <= n_tokens
+
+
+def test_what_a_tokenizer_leaves_out_has_no_tokens(smol: LoadedVocabulary) -> None:
+    assert smol.vocabulary.tokenize([Segment("\x04" * 100_000, False)], add_bos=False) == []
+    assert smol.vocabulary.least_tokens("\x04" * 100_000) == 0
+    assert smol.vocabulary.least_tokens("q" * 81_001) == 1001
+
+
 def test_the_beginning_is_said_once(smol: LoadedVocabulary) -> None:
     ids = smol.vocabulary
     bos = ids.text(ids.bos)
