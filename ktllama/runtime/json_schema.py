@@ -2,18 +2,23 @@
 
 Properties come in the order in which the schema names them. Where ``additionalProperties`` is not given, an object
 with ``properties`` has no others. Keywords that a grammar cannot enforce are errors that name them; annotations, and
-formats other than date, time, date-time and uuid, mean nothing to validity and are passed over.
+formats other than date, time, date-time and uuid, mean nothing to validity and are passed over. ``oneOf`` needs
+alternatives that can be proven to have no value in common (:mod:`~ktllama.runtime.schema_overlap`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ktllama.engine.executor import GrammarError
 from ktllama.runtime.integer_range import integers
+from ktllama.runtime.schema_merging import ASSERTIONS, TYPE_OF, UNSUPPORTED, merged
+from ktllama.runtime.schema_overlap import Overlaps, is_of_type, value_key
 from ktllama.runtime.string_pattern import pattern_to_gbnf
+from ktllama.runtime.text_choice import none_of, one_of, quoted
 
 _Schema: TypeAlias = Mapping[str, Any]
 
@@ -22,20 +27,8 @@ _MAX_DEPTH = 60
 _MAX_RULES = 4_000
 _MAX_COUNT = 2_000
 
-_UNSUPPORTED = (
-    "not", "if", "then", "else", "patternProperties", "propertyNames", "dependentRequired", "dependentSchemas",
-    "dependencies", "minProperties", "maxProperties", "uniqueItems", "contains", "minContains", "maxContains",
-    "multipleOf", "unevaluatedItems", "additionalItems", "$dynamicRef", "$recursiveRef",
-)  # fmt: skip
-#: keyword → the type that it says something about; the others say nothing about a value of another type
-_TYPE_OF = {
-    "properties": "object", "required": "object", "additionalProperties": "object",
-    "items": "array", "prefixItems": "array", "minItems": "array", "maxItems": "array",
-    "minLength": "string", "maxLength": "string", "pattern": "string", "format": "string",
-    "minimum": "number", "maximum": "number", "exclusiveMinimum": "number", "exclusiveMaximum": "number",
-}  # fmt: skip
-_MERGED = frozenset(("type", "const", "enum", "anyOf", "oneOf", *_UNSUPPORTED, *_TYPE_OF))
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_FORMATS = ("date", "time", "date-time", "uuid")
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _DATE = '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
 _TIME = (
@@ -72,10 +65,20 @@ def schema_to_gbnf(text: str) -> str:
     if len(text.encode(errors="replace")) > _MAX_BYTES:
         raise GrammarError(f"the JSON schema has more than {_MAX_BYTES} bytes")
     try:
-        schema = json.loads(text)
+        schema = json.loads(text, parse_float=_number, parse_constant=_number)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"the JSON schema is no JSON: {error}") from error
-    return _Converter(schema).grammar()
+    try:
+        return _Converter(schema).grammar()
+    except RecursionError as error:  # a value within const or enum
+        raise GrammarError("the JSON schema nests too deep") from error
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no number that can be written")
+    return number
 
 
 class _Converter:
@@ -84,6 +87,7 @@ class _Converter:
         self._rules: dict[str, str] = {}
         self._references: dict[str, str] = {}
         self._depth = 0
+        self._overlaps = Overlaps(self._target)
 
     def grammar(self) -> str:
         self._rules["root"] = self._expression(self._schema, "#")
@@ -122,43 +126,64 @@ class _Converter:
             self._depth -= 1
 
     def _of_object(self, schema: _Schema, where: str) -> str:
-        for keyword in _UNSUPPORTED:
+        for keyword in UNSUPPORTED:
             if keyword in schema and not (keyword == "uniqueItems" and schema[keyword] is False):
                 raise GrammarError(f"the JSON schema at {where} uses {keyword}, which cannot be enforced")
         if "$ref" in schema:
             self._refuse_siblings(schema, "$ref", where)
-            return self._reference(schema["$ref"], where)
+            return self._reference(schema["$ref"])
         if "allOf" in schema:
             return self._expression(self._merged(schema, where), where)
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
-                self._refuse_siblings(schema, keyword, where)
-                return self._union(_list(schema[keyword], f"{where}/{keyword}"), f"{where}/{keyword}")
-        if "const" in schema:
-            return _literal(schema["const"])
-        if "enum" in schema:
-            values = _list(schema["enum"], f"{where}/enum")
-            return " | ".join(dict.fromkeys(_literal(value) for value in values))
+                self._refuse_siblings(schema, keyword, where, but=("type",))
+                return self._union(schema, keyword, f"{where}/{keyword}")
+        if "const" in schema or "enum" in schema:
+            return self._listed(schema, where)
         return self._of_types(schema, where)
 
-    def _refuse_siblings(self, schema: _Schema, keyword: str, where: str) -> None:
-        for other in ("type", "anyOf", "oneOf", "const", "enum", *_TYPE_OF):
-            if other in schema and other != keyword and not (other == "type" and keyword in ("anyOf", "oneOf")):
+    def _refuse_siblings(self, schema: _Schema, keyword: str, where: str, but: tuple[str, ...] = ()) -> None:
+        for other in ("type", "anyOf", "oneOf", "allOf", "const", "enum", *TYPE_OF):
+            if other in schema and other != keyword and other not in but:
                 raise GrammarError(f"the JSON schema at {where} has {other} beside {keyword}; use allOf of objects")
 
-    def _union(self, schemas: Sequence[Any], where: str) -> str:
-        return " | ".join(dict.fromkeys(self._rule(each, f"{where}/{index}") for index, each in enumerate(schemas)))
+    def _listed(self, schema: _Schema, where: str) -> str:
+        """The values of ``const`` and ``enum`` that a ``type`` beside them allows."""
+        keyword = "const" if "const" in schema else "enum"
+        passed_over = () if schema.get("format") in _FORMATS else ("format",)
+        self._refuse_siblings(schema, keyword, where, but=("type", "enum", *passed_over))
+        values = _list(schema["enum"], f"{where}/enum") if "enum" in schema else [schema["const"]]
+        if "const" in schema:
+            values = [value for value in values if value_key(value) == value_key(schema["const"])]
+        if "type" in schema:
+            types = _types(schema["type"], where)
+            values = [value for value in values if any(is_of_type(value, name) for name in types)]
+        if not values:
+            raise GrammarError(
+                f"the JSON schema at {where} has no value that its {keyword} and its other keywords allow"
+            )
+        return one_of(map(_text, values), self._add)
+
+    def _union(self, schema: _Schema, keyword: str, where: str) -> str:
+        alternatives = _list(schema[keyword], where)
+        if "type" in schema:
+            alternatives = [_narrowed(each, schema["type"], f"{where}/{i}") for i, each in enumerate(alternatives)]
+        if keyword == "oneOf" and (pair := self._overlaps.first(alternatives)) is not None:
+            raise GrammarError(
+                f"the alternatives {pair[0]} and {pair[1]} of the JSON schema at {where} may have values in common; "
+                "use anyOf"
+            )
+        rules = (self._rule(each, f"{where}/{index}") for index, each in enumerate(alternatives))
+        return " | ".join(dict.fromkeys(rules))
 
     def _of_types(self, schema: _Schema, where: str) -> str:
         types = schema.get("type")
         if types is None:
-            implied = dict.fromkeys(_TYPE_OF[keyword] for keyword in schema if keyword in _TYPE_OF)
+            implied = dict.fromkeys(TYPE_OF[keyword] for keyword in schema if keyword in TYPE_OF)
             types = list(implied) if "format" not in schema or len(implied) > 1 else ["string"]
             if not types:
                 return "value"
-        listed = types if isinstance(types, list) else [types]
-        if not listed or not all(each in _TYPES for each in listed):
-            raise GrammarError(f"the JSON schema at {where} has the type {json.dumps(types)[:80]}")
+        listed = _types(types, where)
         makers = {"object": self._object, "array": self._array, "string": self._string}
         made = []
         for each in dict.fromkeys(listed):
@@ -170,47 +195,47 @@ class _Converter:
                 made.append(each)
         return made[0] if len(made) == 1 else " | ".join(f"({body})" for body in made)
 
-    def _reference(self, reference: Any, where: str) -> str:
-        if not isinstance(reference, str) or not reference.startswith("#"):
-            raise GrammarError(f"the JSON schema at {where} refers to {str(reference)[:80]!r}, which is not in it")
+    def _reference(self, reference: Any) -> str:
+        target = self._target(reference)
         if reference not in self._references:
             name = self._references[reference] = self._add("")
-            self._rules[name] = self._expression(self._target(reference), reference)
+            self._rules[name] = self._expression(target, reference)
         return self._references[reference]
 
-    def _target(self, reference: str) -> Any:
+    def _target(self, reference: Any) -> Any:
+        if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
+            raise GrammarError(
+                f"the JSON schema refers to {str(reference)[:80]!r}, which is not in it; #/… is a place in it"
+            )
         target = self._schema
         for part in reference.removeprefix("#").split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             if isinstance(target, dict) and key in target:
                 target = target[key]
-            elif isinstance(target, list) and key.isascii() and key.isdigit() and int(key) < len(target):
-                target = target[int(key)]
+            elif isinstance(target, list) and (index := _index(key)) is not None and index < len(target):
+                target = target[index]
             else:
                 raise GrammarError(f"the JSON schema refers to {reference[:80]!r}, which it does not have")
         return target
 
     def _merged(self, schema: _Schema, where: str) -> dict[str, Any]:
         """One schema for ``allOf``: objects' properties together, or the only schema there is."""
-        merged: dict[str, Any] = {"properties": {}, "required": []}
-        own = {key: value for key, value in schema.items() if key in ("type", "const", "enum") or key in _TYPE_OF}
-        for part in (own, *_list(schema["allOf"], f"{where}/allOf")):
-            resolved, hops = part, 0
-            while isinstance(resolved, dict) and "$ref" in resolved and hops < _MAX_DEPTH:
-                self._reference(resolved["$ref"], where)  # checks it
-                resolved, hops = self._target(resolved["$ref"]), hops + 1
-            if not isinstance(resolved, dict) or "$ref" in resolved:
-                raise GrammarError(f"the JSON schema at {where}/allOf has a part that is no object")
-            if "allOf" in resolved:
-                raise GrammarError(f"the JSON schema at {where} nests allOf")
-            for key, value in resolved.items():
-                if key == "properties" and isinstance(value, dict):
-                    merged["properties"] |= value
-                elif key == "required" and isinstance(value, list):
-                    merged["required"] += value
-                elif key in _MERGED and merged.setdefault(key, value) != value:
-                    raise GrammarError(f"the parts of allOf at {where} differ in {key}")
-        return {key: value for key, value in merged.items() if value != [] and value != {}}
+        own = {key: value for key, value in schema.items() if key in ASSERTIONS}
+        parts = [self._part(each, where) for each in (own, *_list(schema["allOf"], f"{where}/allOf"))]
+        return merged(parts, where)
+
+    def _part(self, part: Any, where: str) -> _Schema:
+        """A part of ``allOf``, or what it refers to."""
+        for _ in range(_MAX_DEPTH):
+            if not isinstance(part, dict) or "$ref" not in part:
+                break
+            self._refuse_siblings(part, "$ref", where)
+            part = self._target(part["$ref"])
+        if not isinstance(part, dict) or "$ref" in part:
+            raise GrammarError(f"the JSON schema at {where}/allOf has a part that is no object")
+        if "allOf" in part:
+            raise GrammarError(f"the JSON schema at {where} nests allOf")
+        return part
 
     def _object(self, schema: _Schema, where: str) -> str:
         properties = schema.get("properties", {})
@@ -224,9 +249,10 @@ class _Converter:
             return "object"
         known = {**properties, **{name: True for name in required if name not in properties}}
         members = []
+        needed = set(required)
         for name, value in known.items():
             rule = self._rule(value, f"{where}/properties/{name}")
-            members.append((self._add(f'{_literal(name)} ":" ws {rule}'), name in required))
+            members.append((self._add(f'{quoted(_text(name))} ":" ws {rule}'), name in needed))
         other = self._other_member(others, list(known), where)
         first, _ = self._member_rules(members, other)
         return f'"{{" ws {first} "}}"'
@@ -235,23 +261,8 @@ class _Converter:
         if others is False:
             return None
         rule = self._rule(others, f"{where}/additionalProperties")
-        key = self._other_key({json.dumps(name)[1:-1] for name in known}) if known else "char*"
+        key = none_of({json.dumps(name)[1:-1] for name in known}, self._add) if known else "char*"
         return self._add(f'"\\"" {key} "\\"" ":" ws {rule}')
-
-    def _other_key(self, names: set[str]) -> str:
-        """A rule for the text of a string that is none of ``names`` (as JSON writes them)."""
-        if len(names) == 1 and "" in names:
-            return "char+"
-        following = sorted({name[0] for name in names if name})
-        excluded = "".join(_in_class(character) for character in following)
-        choices = [f'[^"\\\\\\x00-\\x1F\\x7F{excluded}] char*']
-        for character in following:
-            if character != "\\":
-                rest = self._other_key({name[1:] for name in names if name.startswith(character)})
-                choices.append(f"{_quoted(character)} {rest}")
-        if "" not in names:
-            choices.append('""')
-        return self._add(" | ".join(choices))
 
     def _member_rules(self, members: Sequence[tuple[str, bool]], other: str | None) -> tuple[str, str]:
         """Rules for what is left of an object: when nothing was written yet, and after a member."""
@@ -305,7 +316,7 @@ class _Converter:
             if bounded or not isinstance(schema["pattern"], str):
                 raise GrammarError(f"the JSON schema at {where} has pattern beside lengths, or one that is no text")
             return f'"\\"" ({pattern_to_gbnf(schema["pattern"])}) "\\""'
-        if schema.get("format") in ("date", "time", "date-time", "uuid"):
+        if schema.get("format") in _FORMATS:
             if bounded:
                 raise GrammarError(f"the JSON schema at {where} has format beside lengths")
             return str(schema["format"])
@@ -332,6 +343,39 @@ def _list(value: Any, where: str, *, empty: bool = False) -> list[Any]:
     return value
 
 
+def _types(types: Any, where: str) -> list[str]:
+    listed = types if isinstance(types, list) else [types]
+    if not listed or not all(isinstance(each, str) and each in _TYPES for each in listed):
+        raise GrammarError(f"the JSON schema at {where} has the type {json.dumps(types)[:80]}")
+    return listed
+
+
+def _narrowed(alternative: Any, types: Any, where: str) -> Any:
+    """An alternative with the types that stand beside its ``anyOf`` or ``oneOf``."""
+    if alternative is True:
+        return {"type": types}
+    if not isinstance(alternative, dict):
+        return alternative
+    for keyword in ("$ref", "anyOf", "oneOf", "allOf"):
+        if keyword in alternative:
+            raise GrammarError(
+                f"the JSON schema at {where} has {keyword} within alternatives that have type beside them"
+            )
+    if "type" not in alternative:
+        return {**alternative, "type": types}
+    allowed = _types(types, where)
+    allowed = [*allowed, "integer"] if "number" in allowed else allowed
+    own = _types(alternative["type"], where)
+    if not set(own) <= set(allowed):
+        raise GrammarError(f"the JSON schema at {where} has a type that the one beside the alternatives excludes")
+    return alternative
+
+
+def _index(key: str) -> int | None:
+    """A place in a list, as a JSON pointer writes it."""
+    return int(key) if key.isascii() and key.isdigit() and len(key) < 10 else None
+
+
 def _counts(schema: _Schema, least: str, most: str, where: str) -> tuple[int, int | None]:
     found = []
     for keyword in (least, most):
@@ -345,24 +389,6 @@ def _counts(schema: _Schema, least: str, most: str, where: str) -> tuple[int, in
     return low, high
 
 
-def _literal(value: Any) -> str:
-    """A JSON value as it must be written, as a GBNF literal."""
-    return _quoted(json.dumps(value, ensure_ascii=False, separators=(", ", ": ")))
-
-
-def _quoted(text: str) -> str:
-    return '"' + "".join(_escaped(text)) + '"'
-
-
-def _escaped(text: str) -> Iterator[str]:
-    for character in text:
-        if character in '"\\':
-            yield "\\" + character
-        elif character.isprintable():
-            yield character
-        else:
-            yield f"\\U{ord(character):08X}"
-
-
-def _in_class(character: str) -> str:
-    return f"\\U{ord(character):08X}" if character in '[]-^\\"' or not character.isprintable() else character
+def _text(value: Any) -> str:
+    """A JSON value as it must be written."""
+    return json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
