@@ -349,19 +349,18 @@ class Engine:
                 return
 
     def _embed_some(self) -> None:
-        """Compute the embeddings of as many prompts as make a ubatch, so that nobody waits longer for them."""
-        embedding = self.embeddings[0]
-        prompts = embedding.next_prompts(self.executor.model.n_ubatch)
+        """Compute a ubatch of the prompts that are to be embedded, so that nobody waits longer for them."""
+        job = self.embeddings[0]
         try:
-            embedding.vectors += map(tuple, self.executor.embed(prompts))
+            job.compute(self.executor, self.executor.model.n_ubatch)
         except Exception as error:
             _log.exception("embeddings failed: %s", error)
             self.embeddings.popleft()
-            self._fail_id(embedding.request.request_id, "engine_error", f"the embeddings failed: {error}")
+            self._fail_id(job.request.request_id, "engine_error", f"the embeddings failed: {error}")
             return
-        if len(embedding.vectors) == len(embedding.request.prompts):
+        if job.is_done:
             self.embeddings.popleft()
-            self._outgoing.add(embedding.answer())
+            self._outgoing.add(job.answer())
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ktllama.engine.executor import Executor
 from ktllama.engine.messages import Embedded
 
 
@@ -16,21 +17,32 @@ class Embedding:
 
 
 class EmbeddingJob:
-    """An embedding request and the vectors that it has so far."""
+    """An embedding request, the vectors that it has so far, and how far the next one is."""
 
     def __init__(self, request: Embedding) -> None:
         self.request = request
         self.vectors: list[tuple[float, ...]] = []
+        self._n_computed = 0  # tokens of the prompt whose vector is next
 
-    def next_prompts(self, n_tokens: int) -> list[tuple[int, ...]]:
-        """The next prompts that fit `n_tokens`, at least one."""
-        prompts: list[tuple[int, ...]] = []
-        for prompt in self.request.prompts[len(self.vectors) :]:
-            n_tokens -= len(prompt)
-            if prompts and n_tokens < 0:
-                break
-            prompts.append(prompt)
-        return prompts
+    @property
+    def is_done(self) -> bool:
+        """Whether all vectors are there."""
+        return len(self.vectors) == len(self.request.prompts)
+
+    def compute(self, executor: Executor, n_tokens: int) -> None:
+        """Compute up to `n_tokens`. A prompt is cut where it alone is longer, so its parts depend on nothing else."""
+        room = n_tokens
+        while not self.is_done:
+            prompt, start = self.request.prompts[len(self.vectors)], self._n_computed
+            end = min(len(prompt), start + n_tokens)
+            if end - start > room:
+                return
+            room -= end - start
+            vector = executor.embed(prompt, start, end)
+            self._n_computed = end
+            if vector is not None:
+                self.vectors.append(tuple(vector))
+                self._n_computed = 0
 
     def answer(self) -> Embedded:
         """The event, once all vectors are there."""

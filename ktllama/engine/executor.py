@@ -112,6 +112,7 @@ class Executor(CellTable, Protocol):
 
     model: ModelInfo
     n_sequences: int
+    max_embedding_tokens: int  # of a prompt that `embed` takes
     parking_bytes: int  # main memory for saved cells; 0: sequences that nobody runs stay in the context
     end_tokens: frozenset[int]  # end of generation, control tokens that end an answer
 
@@ -156,8 +157,12 @@ class Executor(CellTable, Protocol):
         batch.
         """
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Pooled, unit-length vectors, one a prompt; the cells of sequences are as before."""
+    def embed(self, prompt: Sequence[int], start: int, end: int) -> list[float] | None:
+        """Compute tokens `start` to `end` of a prompt; its pooled, unit-length vector once that is all of it.
+
+        `start` is 0, or the `end` of the last call, which was for the same prompt. The cells of sequences are as
+        before.
+        """
 
     def shut(self) -> None:
         """Free everything."""

@@ -134,6 +134,11 @@ class Intake:
         if not prompt:
             raise Refusal(_failed(request_id, "empty_prompt", "a prompt has no tokens"))
         self._check_length(request_id, len(prompt), None, room_for=0)
+        if len(prompt) > self._executor.max_embedding_tokens:
+            longest = self._executor.max_embedding_tokens
+            message = f"a prompt has {len(prompt)} tokens, and the model was trained to embed up to {longest}"
+            fields = {"prompt_tokens": len(prompt), "longest": longest}
+            raise Refusal(_failed(request_id, "context_length_exceeded", message, **fields))
         return prompt
 
     def _check_tokens(self, request_id: str, tokens: tuple[int, ...]) -> None:

@@ -345,7 +345,7 @@ Event = (
 
 # Every `Failed.code`, with the HTTP status that says it best.
 FAILURES = {
-    "context_length_exceeded": 400,  # fields: prompt_tokens, max_tokens, n_ctx; at_least where the text was not counted
+    "context_length_exceeded": 400,  # fields: prompt_tokens, max_tokens, n_ctx; at_least; or longest
     "invalid_grammar": 400,  # fields: field
     "invalid_json_schema": 400,  # fields: field
     "invalid_token": 400,

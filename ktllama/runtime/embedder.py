@@ -36,34 +36,51 @@ class Embedder:
         self._batch = Batch(self._api, _CHUNK)
         self._context: Any = None
         self._n_cells = 0
+        self._total: npt.NDArray[np.float64] = np.zeros(self._n_embd)  # what is pooled so far, of the prompt's
+        self._n_computed = 0  # first tokens; 0 between prompts
 
-    def embed(self, prompt: Sequence[int]) -> list[float]:
-        """The vector of one prompt.
+    def embed(self, prompt: Sequence[int], start: int, end: int) -> list[float] | None:
+        """Compute tokens ``start`` to ``end`` of a prompt; its vector once that is all of it.
 
         Raises:
-            ValueError: for an empty prompt or one that is too long.
+            ValueError: for an empty prompt, one that is too long, or a part that does not go on from the last one.
             LlamaCppError: when llama.cpp fails.
         """
         if not 0 < len(prompt) <= self._n_ctx:
             raise ValueError(f"the prompt has {len(prompt)} tokens; 1 to {self._n_ctx} can be embedded")
-        self._make_room(len(prompt))
+        if start not in (0, self._n_computed) or not start < end <= len(prompt):
+            raise ValueError(f"tokens {start} to {end} do not go on from {self._n_computed} of {len(prompt)}")
+        if start == 0:
+            self._begin(len(prompt))
+        for first in range(start, end, _CHUNK):
+            last = min(first + _CHUNK, end)
+            self._pool(self._states(prompt[first:last], first), first)
+            self._n_computed = last
+        return self._vector() if end == len(prompt) else None
+
+    def _begin(self, n_tokens: int) -> None:
+        self._make_room(n_tokens)
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
-        total: npt.NDArray[np.float64] = np.zeros(self._n_embd)
-        for start in range(0, len(prompt), _CHUNK):
-            states = self._states(prompt[start : start + _CHUNK], start)
-            if self._pooling == "mean":
-                total += states.sum(axis=0, dtype=np.float64)
-            elif self._pooling == "last" or start == 0:
-                total = states[-1 if self._pooling == "last" else 0].astype(np.float64)
-        length = math.sqrt(float(total @ total))
-        vector: list[float] = (total / length if length else total).tolist()
+        self._total, self._n_computed = np.zeros(self._n_embd), 0
+
+    def _pool(self, states: npt.NDArray[np.float32], start: int) -> None:
+        """Take in the hidden states of a chunk."""
+        if self._pooling == "mean":
+            self._total += states.sum(axis=0, dtype=np.float64)
+        elif self._pooling == "last" or start == 0:
+            self._total = states[-1 if self._pooling == "last" else 0].astype(np.float64)
+
+    def _vector(self) -> list[float]:
+        self._n_computed = 0
+        length = math.sqrt(float(self._total @ self._total))
+        vector: list[float] = (self._total / length if length else self._total).tolist()
         return vector
 
     def close(self) -> None:
         """Free the context. Safe to call twice."""
         if self._context:
             self._api.llama_free(self._context)
-            self._context, self._n_cells = None, 0
+            self._context, self._n_cells, self._n_computed = None, 0, 0
 
     def _states(self, tokens: Sequence[int], start: int) -> npt.NDArray[np.float32]:
         """The hidden states (tokens, n_embd) of a chunk."""

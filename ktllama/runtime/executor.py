@@ -72,8 +72,8 @@ class LlamaExecutor:
         self._chains: dict[int, SamplerChain] = {}
         self._logprobs: dict[int, int | None] = {}
         self._grammars: OrderedDict[tuple[str, str], str] = OrderedDict()
-        longest = min(self.model.n_ctx, self.model.n_ctx_train)
-        self._embedder = Embedder(loaded, pooling=self.model.pooling, n_ctx=longest)
+        self.max_embedding_tokens = min(self.model.n_ctx, self.model.n_ctx_train)
+        self._embedder = Embedder(loaded, pooling=self.model.pooling, n_ctx=self.max_embedding_tokens)
 
     # ── vocabulary ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -216,9 +216,9 @@ class LlamaExecutor:
             return np.zeros((0, self.model.vocab_size), np.float32)
         return self._outputs.first(n_outputs)
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Pooled vectors of length 1, one a prompt."""
-        return [self._embedder.embed(prompt) for prompt in prompts]
+    def embed(self, prompt: Sequence[int], start: int, end: int) -> list[float] | None:
+        """Compute a part of a prompt; its pooled vector of length 1 when that was the last."""
+        return self._embedder.embed(prompt, start, end)
 
     def shut(self) -> None:
         """Free chains, contexts and the model. Safe to call twice."""

@@ -57,6 +57,7 @@ class FakeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How the fake behaves; every field has a quiet default."""
 
     n_ctx: int = 4096
+    n_ctx_train: int = 0  # 0: as n_ctx
     n_ubatch: int = 64
     n_parallel: int = 8
     n_sequences: int = 16
@@ -122,11 +123,13 @@ class FakeExecutor:
         self.options = options
         self.n_sequences = options.n_sequences
         self.parking_bytes = options.parking_bytes
+        self.max_embedding_tokens = min(options.n_ctx, options.n_ctx_train or options.n_ctx)
+        self._n_embedded = 0
         self.end_tokens = frozenset({EOS})
         self.model = ModelInfo(
             name=options.name,
             architecture="fake",
-            n_ctx_train=options.n_ctx,
+            n_ctx_train=options.n_ctx_train or options.n_ctx,
             n_ctx=options.n_ctx,
             n_ubatch=options.n_ubatch,
             n_parallel=options.n_parallel,
@@ -401,17 +404,22 @@ class FakeExecutor:
             os.write(1, self.options.noise.encode())
             os.write(2, self.options.noise.encode())
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+    def embed(self, prompt: Sequence[int], start: int, end: int) -> list[float] | None:
         """Eight numbers a prompt, of unit length."""
-        vectors = []
-        for prompt in prompts:
-            digest = hashlib.sha256(repr(list(prompt)).encode()).digest()[:8]
-            norm = math.sqrt(sum(byte * byte for byte in digest)) or 1.0
-            vectors.append([byte / norm for byte in digest])
-        return vectors
+        assert start in (0, self._n_embedded)
+        assert start < end <= min(len(prompt), self.max_embedding_tokens)
+        self._n_embedded = end
+        return vector_of(prompt) if end == len(prompt) else None
 
     def shut(self) -> None:
         """Nothing to free."""
+
+
+def vector_of(prompt: Sequence[int]) -> list[float]:
+    """The embedding of a prompt."""
+    digest = hashlib.sha256(repr(list(prompt)).encode()).digest()[:8]
+    norm = math.sqrt(sum(byte * byte for byte in digest)) or 1.0
+    return [byte / norm for byte in digest]
 
 
 def tokenize(text: str, *, special: bool = True) -> list[int]:

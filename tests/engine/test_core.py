@@ -23,7 +23,7 @@ from ktllama.engine.messages import (
     Usage,
 )
 from tests.engine.driver import R1_THINKING, Answer, Driver, ask
-from tests.engine.fake_executor import CONTROL, EOS, FakeExecutor, FakeOptions, tokenize
+from tests.engine.fake_executor import CONTROL, EOS, FakeExecutor, FakeOptions, tokenize, vector_of
 
 THOUGHT = "I think.\n</think>\n\nThe answer."
 
@@ -427,28 +427,52 @@ def test_a_scheduler_that_stands_still_is_not_spun_for() -> None:
 
 def test_embeddings_are_made_in_parts_between_steps() -> None:
     driver = Driver(FakeOptions(n_ubatch=16, end_chance=0))
-    calls: list[int] = []
+    parts: list[list[tuple[int, int]]] = []
     real_embed = driver.fake.embed
 
-    def counted(prompts: list[tuple[int, ...]]) -> list[list[float]]:
-        calls.append(len(prompts))
-        return real_embed(prompts)
+    def recorded(prompt: tuple[int, ...], start: int, end: int) -> list[float] | None:
+        parts[-1].append((start, end))
+        return real_embed(prompt, start, end)
 
-    driver.fake.embed = counted  # type: ignore[assignment]
+    driver.fake.embed = recorded  # type: ignore[method-assign, assignment]
     request = Embed(request_id="e", prompts=("one", "two", "three", tuple(range(40)), "x"))
     embedding = driver.intake.embedding(request)
     assert isinstance(embedding, Embedding)
     driver.engine.embed(embedding)
     stream = driver.submit(ask("s", "q", max_tokens=50))
     events = []
-    for _ in range(4):
+    while driver.engine.embeddings:
+        parts.append([])
         driver.engine.step()
         events += driver.engine.take_events()
     (embedded,) = [event for event in events if isinstance(event, Embedded)]
-    assert calls == [3, 1, 1]
-    assert list(map(list, embedded.vectors)) == real_embed([list(prompt) for prompt in embedding.prompts])
+    assert parts == [[(0, 4), (0, 4), (0, 6)], [(0, 16)], [(16, 32)], [(32, 40), (0, 2)]]
+    assert list(map(list, embedded.vectors)) == [vector_of(prompt) for prompt in embedding.prompts]
     assert embedded.prompt_tokens == 4 + 4 + 6 + 40 + 2
     assert stream.accepted
+
+
+def test_an_embedding_that_is_cancelled_halfway_leaves_the_next_one_alone() -> None:
+    driver = Driver(FakeOptions(n_ubatch=16))
+    for name in ("left", "kept"):
+        driver.engine.embed(Embedding(request_id=name, prompts=(tuple(range(40)),)))
+    driver.engine.step()
+    driver.engine.cancel("left")
+    while driver.engine.embeddings:
+        driver.engine.step()
+    failed, embedded = driver.engine.take_events()
+    assert isinstance(failed, Failed)
+    assert isinstance(embedded, Embedded)
+    assert (failed.request_id, embedded.request_id) == ("left", "kept")
+    assert list(map(list, embedded.vectors)) == [vector_of(range(40))]
+
+
+def test_a_prompt_that_is_longer_than_the_model_embeds_is_refused() -> None:
+    driver = Driver(FakeOptions(n_ctx=200, n_ctx_train=100))
+    refused = driver.intake.embedding(Embed(request_id="e", prompts=("x", tuple(range(101)))))
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.fields) == ("context_length_exceeded", {"prompt_tokens": 101, "longest": 100})
+    assert isinstance(driver.intake.embedding(Embed(request_id="e", prompts=(tuple(range(100)),))), Embedding)
 
 
 def test_embeddings_of_a_model_without_are_refused() -> None:

@@ -22,6 +22,7 @@ from ktllama.engine.executor import (
 )
 from ktllama.engine.messages import Sampling, Segment
 from ktllama.errors import DeviceError, LlamaCppError
+from ktllama.runtime.embedder import Embedder
 from ktllama.runtime.executor import LlamaExecutor, open_executor, open_in_own_process, parking_bytes
 from ktllama.runtime.sampler_chain import SamplerChain
 
@@ -379,18 +380,44 @@ def test_checks_name_what_is_wrong(executor: LlamaExecutor) -> None:
         executor.check(Sampling(), "", '{"not": {}}')
 
 
+def _embedded(executor: LlamaExecutor, prompt: list[int], part: int) -> list[float]:
+    """The vector of a prompt that is computed in parts of so many tokens."""
+    vectors = [executor.embed(prompt, start, min(start + part, len(prompt))) for start in range(0, len(prompt), part)]
+    assert vectors[:-1] == [None] * (len(vectors) - 1)
+    assert vectors[-1] is not None
+    return vectors[-1]
+
+
 def test_embeddings_have_length_one_and_leave_the_cells_alone(executor: LlamaExecutor) -> None:
     _prefill(executor, 0)
     used = executor.used_cells()
     long = list(range(32, 232))  # four chunks
-    first, second, again = np.array(executor.embed([_PROMPT, long, _PROMPT]))
+    first, second, again = np.array([_embedded(executor, prompt, 256) for prompt in (_PROMPT, long, _PROMPT)])
     assert executor.used_cells() == used
     assert [float(each @ each) for each in (first, second)] == pytest.approx([1, 1])
     assert first @ again == pytest.approx(1)
     assert abs(first @ second) < 0.99
+    assert np.array(_embedded(executor, long, 100)) == pytest.approx(second, abs=1e-5)
     for prompt in ([], [65] * 257):
         with pytest.raises(ValueError, match="tokens; 1 to 256 can be embedded"):
-            executor.embed([prompt])
+            executor.embed(prompt, 0, len(prompt))
+    executor.embed(long, 0, 100)
+    for start, end in ((99, 200), (100, 201), (100, 100)):
+        with pytest.raises(ValueError, match="do not go on from 100 of 200"):
+            executor.embed(long, start, end)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_a_prompt_that_is_embedded_in_parts_is_pooled_as_a_whole(executor: LlamaExecutor, pooling: str) -> None:
+    embedder = Embedder(executor._loaded, pooling=pooling, n_ctx=256)
+    prompt = list(range(32, 232))
+    try:
+        whole = embedder.embed(prompt, 0, 200)
+        parts = [embedder.embed(prompt, start, end) for start, end in ((0, 64), (64, 150), (150, 200))]
+    finally:
+        embedder.close()
+    assert whole is not None
+    assert parts == [None, None, pytest.approx(whole, abs=1e-5)]
 
 
 def test_text_becomes_tokens(executor: LlamaExecutor) -> None:
@@ -404,7 +431,7 @@ def test_text_becomes_tokens(executor: LlamaExecutor) -> None:
 def test_shutting_twice_is_once(llama: Path) -> None:
     executor = _open(llama)
     _prefill(executor, 0)
-    executor.embed([_PROMPT])
+    executor.embed(_PROMPT, 0, len(_PROMPT))
     executor.shut()
     executor.shut()
 
