@@ -40,6 +40,7 @@ class BodyLimits:
     choices: int = 16
     choices_of_prompts: int = 256
     tools: int = 128
+    text_bytes: int = 1_000_000  # of a text that is only tokenized
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from collections.abc import AsyncGenerator, Sequence
@@ -14,10 +15,11 @@ from ktllama.engine.answer_stream import Answer
 from ktllama.engine.client import EngineClient
 from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.launch import Launch
-from ktllama.engine.messages import Accepted, Embedded, Failed, Generate
+from ktllama.engine.messages import Accepted, Embedded, Failed, Generate, Tokenized
 from ktllama.server.app import create_app
 from ktllama.server.protocol.answers import ChatCompletion, ErrorAnswer
-from ktllama.server.state import EndpointSettings, ServerState
+from ktllama.server.state import BodyLimits, EndpointSettings, ServerState
+from ktllama.server.tokens import with_pieces
 from tests.server.recording import RecordingClient, ask, events
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
@@ -273,6 +275,39 @@ def test_what_is_asked_of_the_engine_at_once_waits_for_the_model_too(path: str) 
 
     assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
     assert response.headers["retry-after"] == "5"
+
+
+def test_a_text_that_is_only_tokenized_has_its_limit_too() -> None:
+    settings = EndpointSettings(limits=BodyLimits(text_bytes=6))
+    for content in ("ééé", "abcdef"):
+        assert ask({"content": content}, "/tokenize", settings=settings)[0].status_code == 200
+    refused, client = ask({"content": "éééx"}, "/tokenize", settings=settings)
+
+    assert (refused.status_code, client.calls) == (400, [])
+    error = refused.json()["error"]
+    assert (error["message"], error["param"]) == ("content: 7 is more than the 6 that this server takes", "content")
+
+
+def test_many_pieces_are_written_with_turns_of_others_in_between() -> None:
+    n_tokens = 3 * 4096 + 1
+    made = Tokenized(request_id="t", tokens=tuple(range(n_tokens)), pieces=(b"\xff", *[b'"'] * (n_tokens - 1)))
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def written() -> list[dict[str, object]]:
+        counting = asyncio.create_task(count_turns())
+        found: list[dict[str, object]] = json.loads(bytes(await with_pieces(made)))
+        counting.cancel()
+        return found
+
+    found = asyncio.run(written())
+    assert found == [{"id": 0, "piece": [255]}, *({"id": id, "piece": '"'} for id in range(1, n_tokens))]
+    assert turns >= 4
 
 
 def test_a_lenient_server_names_what_it_ignored() -> None:
