@@ -217,7 +217,12 @@ class Engine:
         """Make the sampler chain, and close the thinking at once where its budget is nothing."""
         request = generation.request
         self.executor.open(
-            generation.sequence, request.sampling, generation.tokens, request.logprobs, request.ignore_eos
+            generation.sequence,
+            request.sampling,
+            generation.tokens,
+            request.logprobs,
+            request.ignore_eos,
+            generation.checked,
         )
         generation.is_open = True
         self._force_or_constrain(generation)
@@ -332,7 +337,7 @@ class Engine:
             self._close_thinking(generation)
         if not generation.constrained and not generation.has_ended and transcript.phase == "content":
             generation.constrained = True
-            self.executor.constrain(generation.sequence, generation.request.grammar, generation.request.json_schema)
+            self.executor.constrain(generation.sequence)
 
     def _close_thinking(self, generation: Generation) -> None:
         generation.forced_closed = True

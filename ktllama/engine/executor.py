@@ -130,16 +130,25 @@ class Executor(CellTable, Protocol):
         """The single control token that `text` is, or None."""
 
     # sampler chains, one a sequence
-    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> None:
-        """Raise GrammarError or SamplingError if `open` or `constrain` could not honour these."""
+    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> object:
+        """Raise GrammarError or SamplingError if these could not be honoured.
+
+        What is returned goes to `open`: it holds what takes long to make, so that the steps do not wait for it.
+        """
 
     def open(
-        self, sequence: int, sampling: Sampling, history: Sequence[int], logprobs: int | None, ignore_eos: bool
+        self,
+        sequence: int,
+        sampling: Sampling,
+        history: Sequence[int],
+        logprobs: int | None,
+        ignore_eos: bool,
+        checked: object = None,
     ) -> None:
         """Make the chain of `sequence`; penalties have seen `history`. `ignore_eos` never samples an end token."""
 
-    def constrain(self, sequence: int, grammar: str, json_schema: str) -> None:
-        """From the next sample on, only what the grammar or schema (one of them) allows."""
+    def constrain(self, sequence: int) -> None:
+        """From the next sample on, only what the grammar or schema allows that `open` was given as `checked`."""
 
     def accept(self, sequence: int, token: int) -> None:
         """Show the chain a token that was forced, not sampled."""

@@ -20,6 +20,7 @@ class Generation:
     __slots__ = (
         "admitted_at",
         "arrival",
+        "checked",
         "constrained",
         "deltas",
         "first_token_at",
@@ -45,11 +46,21 @@ class Generation:
     )
 
     def __init__(
-        self, request: Generate, tokens: list[int], transcript: Transcript, limit: int, received_at: float
+        self,
+        request: Generate,
+        tokens: list[int],
+        transcript: Transcript,
+        limit: int,
+        received_at: float,
+        checked: object = None,
     ) -> None:
-        """`limit` is the most that `tokens` may grow to; times are seconds of the engine's monotonic clock."""
+        """`limit` is the most that `tokens` may grow to; times are seconds of the engine's monotonic clock.
+
+        `checked` is what the executor's `check` returned.
+        """
         self.request = request
         self.tokens = tokens
+        self.checked = checked
         self.transcript = transcript
         self.limit = limit
         self.phase = Phase.QUEUED

@@ -50,14 +50,14 @@ class Intake:
         """A generation for the queue, or why there is none."""
         received_at = self._clock()
         try:
-            self._check(request)
+            checked = self._check(request)
             tokens = self._prompt(request)
             transcript = self._transcript(request)
         except Refusal as refusal:
             return refusal.failed
         n_ctx = self._executor.model.n_ctx
         limit = n_ctx if request.max_tokens is None else min(n_ctx, len(tokens) + request.max_tokens)
-        return Generation(request, tokens, transcript, limit, received_at)
+        return Generation(request, tokens, transcript, limit, received_at, checked)
 
     def embedding(self, request: Embed) -> Embedding | Failed:
         """An embedding for the queue, or why there is none."""
@@ -87,7 +87,8 @@ class Intake:
         pieces = (self._executor.piece(token, special=request.special) for token in request.tokens)
         return Detokenized(request_id=request.request_id, text=b"".join(pieces))
 
-    def _check(self, request: Generate) -> None:
+    def _check(self, request: Generate) -> object:
+        """What the executor made of it while it checked."""
         if request.grammar and request.json_schema:
             message = "a grammar and a JSON schema exclude each other"
             raise Refusal(_failed(request.request_id, "not_supported", message, field="grammar"))
@@ -98,7 +99,7 @@ class Intake:
             message = "an empty stop string would stop everywhere"
             raise Refusal(_failed(request.request_id, "not_supported", message, field="stop"))
         try:
-            self._executor.check(request.sampling, request.grammar, request.json_schema)
+            return self._executor.check(request.sampling, request.grammar, request.json_schema)
         except GrammarError as error:
             field = "grammar" if request.grammar else "json_schema"
             raise Refusal(_failed(request.request_id, f"invalid_{field}", str(error), field=field)) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from ktllama.runtime import saved_cells
 from ktllama.runtime.batch import Batch, OutputRows
 from ktllama.runtime.cells import Cells
 from ktllama.runtime.device_binding import CPU
+from ktllama.runtime.dry import DryPrototype
 from ktllama.runtime.embedder import Embedder
 from ktllama.runtime.executor_options import parse_options
 from ktllama.runtime.grammar import Constraint, gbnf_of
@@ -34,6 +36,14 @@ from ktllama.runtime.shortlist import Logits
 _NO_SLOT = 1  # llama_decode: no room in the KV cache, which is as it was
 _NO_TOKEN = -1  # LLAMA_TOKEN_NULL
 _KEPT_GRAMMARS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What takes long to make of a request: the text of its grammar, checked, and its DRY sampler."""
+
+    gbnf: str
+    dry: DryPrototype | None
 
 
 def open_executor(options: Mapping[str, object], progress: Callable[[float], None]) -> LlamaExecutor:
@@ -71,6 +81,7 @@ class LlamaExecutor:
         self._factory = SamplerFactory(self._api, loaded.vocab, opened.vocabulary, self.model.n_ctx, loaded.context)
         self._chains: dict[int, SamplerChain] = {}
         self._logprobs: dict[int, int | None] = {}
+        self._gbnfs: dict[int, str] = {}
         self._grammars: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.max_embedding_tokens = min(self.model.n_ctx, self.model.n_ctx_train)
         self._embedder = Embedder(loaded, pooling=self.model.pooling, n_ctx=self.max_embedding_tokens)
@@ -95,29 +106,34 @@ class LlamaExecutor:
 
     # ── sampler chains ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> None:
+    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> Checked:
         """Raise a SamplingError or a GrammarError for what :meth:`open` and :meth:`constrain` could not honour."""
         self._factory.check(sampling)
-        if grammar or json_schema:
-            Constraint(self._api, self._loaded.vocab, self._gbnf(grammar, json_schema)).close()
+        gbnf = self._gbnf(grammar, json_schema)
+        if gbnf:
+            Constraint(self._api, self._loaded.vocab, gbnf).close()
+        return Checked(gbnf, self._factory.dry(sampling))
 
     def open(
-        self, sequence: int, sampling: Sampling, history: Sequence[int], logprobs: int | None, ignore_eos: bool
+        self,
+        sequence: int,
+        sampling: Sampling,
+        history: Sequence[int],
+        logprobs: int | None,
+        ignore_eos: bool,
+        checked: object = None,
     ) -> None:
-        """Make the chain of ``sequence``; the penalties have seen ``history``."""
-        self._factory.check(sampling)
+        """Make the chain of ``sequence``; the penalties have seen ``history``. ``checked`` is :meth:`check`'s."""
+        if checked is None:
+            checked = self.check(sampling, "", "")
+        assert isinstance(checked, Checked)
         self.close(sequence)
-        self._chains[sequence] = SamplerChain(self._factory, sampling, history, ignore_eos=ignore_eos)
-        self._logprobs[sequence] = logprobs
+        chain = SamplerChain(self._factory, sampling, history, ignore_eos=ignore_eos, dry=checked.dry)
+        self._chains[sequence], self._logprobs[sequence], self._gbnfs[sequence] = chain, logprobs, checked.gbnf
 
-    def constrain(self, sequence: int, grammar: str, json_schema: str) -> None:
-        """From the next sample on, only what the grammar or the schema allows; nothing where both are empty."""
-        if grammar or json_schema:
-            gbnf = self._gbnf(grammar, json_schema)
-            chain = self._chains[sequence]
-            if chain.constraint is not None:
-                chain.constraint.close()
-            chain.constraint = Constraint(self._api, self._loaded.vocab, gbnf)
+    def constrain(self, sequence: int) -> None:
+        """From the next sample on, only what the grammar or the schema allows that was checked for the sequence."""
+        self._chains[sequence].constraint = Constraint(self._api, self._loaded.vocab, self._gbnfs[sequence])
 
     def accept(self, sequence: int, token: int) -> None:
         """Show the chain a token that was not sampled."""
@@ -125,19 +141,20 @@ class LlamaExecutor:
 
     def close(self, sequence: int) -> None:
         """Free the chain of ``sequence``, if there is one."""
+        self._gbnfs.pop(sequence, None)
         chain = self._chains.pop(sequence, None)
         if chain is not None:
             chain.close()
 
     def _gbnf(self, grammar: str, json_schema: str) -> str:
-        """The checked grammar; a few are kept, because a request is checked first and constrained later."""
+        """The checked grammar; a few are kept, because many requests have the same."""
         key = (grammar, json_schema)
-        known = self._grammars.get(key)
-        if known is None:
-            known = self._grammars[key] = gbnf_of(grammar, json_schema)
+        if key not in self._grammars:
+            self._grammars[key] = gbnf_of(grammar, json_schema)
             if len(self._grammars) > _KEPT_GRAMMARS:
                 self._grammars.popitem(last=False)
-        return known
+        self._grammars.move_to_end(key)
+        return self._grammars[key]
 
     # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────
 

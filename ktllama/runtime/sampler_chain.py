@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 
 from ktllama.engine.messages import Sampling
 from ktllama.runtime import shortlist
+from ktllama.runtime.dry import DryPrototype, DryPrototypes
 from ktllama.runtime.grammar import Constraint
 from ktllama.runtime.sampling_limits import check_sampling
 from ktllama.runtime.shortlist import Logits, Scratch, Shortlist
@@ -30,7 +30,6 @@ _MIROSTAT_M = 100  # common/sampling.cpp
 _GREEDY_TRIES = 64
 #: Up to so many tokens llama.cpp's samplers take less time than finding a short list (bench.serve.sampling).
 _SMALL_VOCABULARY = 2048
-_KEPT_PROTOTYPES = 8
 _FEW_BIASES = 16
 _CLOCK_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: llama.cpp takes another one
 
@@ -88,7 +87,7 @@ class SamplerFactory:
         self.n_ctx = n_ctx
         self.candidates = Candidates(api, vocabulary.size)
         self.scratch = Scratch(vocabulary.size)
-        self._dry: OrderedDict[tuple[object, ...], Any] = OrderedDict()
+        self._dry = DryPrototypes(api, vocab)
 
     def check(self, sampling: Sampling) -> None:
         """Refuse what llama.cpp would misread.
@@ -113,16 +112,18 @@ class SamplerFactory:
             self.api.llama_sampler_chain_add(chain, sampler)
         return chain
 
-    def penalties(self, sampling: Sampling) -> list[Any]:
+    def dry(self, sampling: Sampling) -> DryPrototype | None:
+        """The prototype of its DRY sampler, which may take seconds. For one thread, which need not be the chains'."""
+        return self._dry.get(sampling, self.window(sampling.dry_penalty_last_n))
+
+    def penalties(self, sampling: Sampling, dry: DryPrototype | None) -> list[Any]:
         """Repetition penalties and DRY, those that do something."""
         made = []
         last_n = self.window(sampling.repeat_last_n)
         given = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
         if last_n and given != (1.0, 0.0, 0.0):
             made.append(self.api.llama_sampler_init_penalties(self.vocabulary.size, last_n, *given))
-        if sampling.dry_multiplier and sampling.dry_base >= 1 and self.window(sampling.dry_penalty_last_n):
-            made.append(self.api.llama_sampler_clone(self._dry_prototype(sampling)))
-        return made
+        return made if dry is None else [*made, dry.clone()]
 
     def whole_chain(self, sampling: Sampling) -> Any:
         """Cutting and picking as one chain that reads a row of the context by itself, where that is the short way."""
@@ -132,33 +133,24 @@ class SamplerFactory:
 
     def close(self) -> None:
         """Free what is kept between chains."""
-        while self._dry:
-            self.api.llama_sampler_free(self._dry.popitem()[1])
-
-    def _dry_prototype(self, sampling: Sampling) -> Any:
-        """DRY looks its breakers up in every token of the vocabulary when it is made; clones are cheap."""
-        window, breakers = self.window(sampling.dry_penalty_last_n), sampling.dry_sequence_breakers
-        key = (sampling.dry_multiplier, sampling.dry_base, sampling.dry_allowed_length, window, breakers)
-        if key in self._dry:
-            self._dry.move_to_end(key)
-            return self._dry[key]
-        listed = (ctypes.c_char_p * len(breakers))(*[breaker.encode(errors="replace") for breaker in breakers])
-        made = self.api.llama_sampler_init_dry(self.vocab, *key[:4], listed, len(breakers))
-        self._dry[key] = made
-        if len(self._dry) > _KEPT_PROTOTYPES:
-            self.api.llama_sampler_free(self._dry.popitem(last=False)[1])
-        return made
+        self._dry.close()
 
 
 class SamplerChain:
-    """Chooses the tokens of one sequence. ``history`` is what came before, for the penalties.
+    """Chooses the tokens of one sequence. ``history`` is what came before, for the penalties; ``dry`` is the factory's.
 
     Temperature 0 is greedy: the highest logit after bias, penalties and grammar, the lowest id among equals, whatever
     else is set.
     """
 
     def __init__(
-        self, factory: SamplerFactory, sampling: Sampling, history: Sequence[int], *, ignore_eos: bool = False
+        self,
+        factory: SamplerFactory,
+        sampling: Sampling,
+        history: Sequence[int],
+        *,
+        ignore_eos: bool = False,
+        dry: DryPrototype | None = None,
     ) -> None:
         self._factory = factory
         self._api = factory.api
@@ -169,7 +161,7 @@ class SamplerChain:
         # the place of the highest logit: of few, numpy finds it sooner than the logit alone
         self._finds_best = self._greedy or factory.vocabulary.size <= _SMALL_VOCABULARY
         self._bias_ids, self._bias = _bias(sampling, factory.vocabulary, ignore_eos=ignore_eos)
-        self._adjust = factory.chain([] if sampling.mirostat else factory.penalties(sampling))
+        self._adjust = factory.chain([] if sampling.mirostat else factory.penalties(sampling, dry))
         self._seen = SeenTokens()
         self._few = (
             {} if self._bias_ids is None else dict(zip(self._bias_ids.tolist(), self._bias.tolist(), strict=True))

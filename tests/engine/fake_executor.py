@@ -111,6 +111,7 @@ class _Chain:
         self.logprobs = logprobs
         self.ignore_eos = ignore_eos
         self.script = script
+        self.may_constrain = False
         self.constrained = False
         self.said = 0
         self.seed = 0 if sampling.temperature == 0 else (sampling.seed or 0) & 0xFFFFFFFF
@@ -183,7 +184,7 @@ class FakeExecutor:
 
     # sampler chains
 
-    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> None:
+    def check(self, sampling: Sampling, grammar: str, json_schema: str) -> object:
         """A grammar needs a root rule, a schema must be JSON; temperature must not be negative."""
         if not sampling.temperature >= 0:
             raise SamplingError("temperature", f"must not be negative, got {sampling.temperature}")
@@ -197,13 +198,23 @@ class FakeExecutor:
                 json.loads(json_schema)
             except ValueError as error:
                 raise GrammarError(str(error)) from error
+        return (sampling, grammar or json_schema)
 
     def open(
-        self, sequence: int, sampling: Sampling, history: Sequence[int], logprobs: int | None, ignore_eos: bool
+        self,
+        sequence: int,
+        sampling: Sampling,
+        history: Sequence[int],
+        logprobs: int | None,
+        ignore_eos: bool,
+        checked: object = None,
     ) -> None:
         """Find the script that the prompt asks for."""
         assert sequence not in self.chains, "a chain is opened twice"
+        assert isinstance(checked, tuple)
+        assert checked[0] == sampling, "not what was checked"
         self.chains[sequence] = _Chain(sampling, logprobs, ignore_eos, None)
+        self.chains[sequence].may_constrain = bool(checked[1])
         script = self._script(history, self.chains[sequence])
         self.chains[sequence].script = script
 
@@ -223,10 +234,10 @@ class FakeExecutor:
         answer = self.options.say[key].replace("$request", json.dumps(request, sort_keys=True))
         return [*tokenize(answer, special=True), EOS]
 
-    def constrain(self, sequence: int, grammar: str, json_schema: str) -> None:
+    def constrain(self, sequence: int) -> None:
         """From here on the option `constrained` is said."""
-        assert grammar or json_schema
         chain = self.chains[sequence]
+        assert chain.may_constrain
         chain.script = [*tokenize(self.options.constrained, special=False), EOS]
         chain.constrained = True
         chain.said = 0

@@ -22,6 +22,7 @@ from ktllama.engine.executor import (
 )
 from ktllama.engine.messages import Sampling, Segment
 from ktllama.errors import DeviceError, LlamaCppError
+from ktllama.runtime import executor as executor_module
 from ktllama.runtime.embedder import Embedder
 from ktllama.runtime.executor import LlamaExecutor, open_executor, open_in_own_process, parking_bytes
 from ktllama.runtime.sampler_chain import SamplerChain
@@ -304,9 +305,10 @@ def test_end_tokens_can_be_ruled_out(executor: LlamaExecutor) -> None:
 
 
 def test_a_grammar_begins_where_it_is_told_to(executor: LlamaExecutor) -> None:
-    executor.open(0, Sampling(seed=3), (), None, False)
+    checked = executor.check(Sampling(seed=3), 'root ::= "yes" | "no" [0-9]{3}', "")
+    executor.open(0, Sampling(seed=3), (), None, False, checked)
     tokens = [executor.run(_rows(0, _PROMPT))[0].token]
-    executor.constrain(0, 'root ::= "yes" | "no" [0-9]{3}', "")
+    executor.constrain(0)
     while tokens[-1] not in executor.end_tokens:
         tokens.append(executor.run([Row(0, tokens[-1], len(_PROMPT) + len(tokens) - 1, True)])[0].token)
     text = bytes(tokens[1:-1]).decode()
@@ -314,9 +316,9 @@ def test_a_grammar_begins_where_it_is_told_to(executor: LlamaExecutor) -> None:
 
 
 def test_forced_tokens_must_fit_the_grammar(executor: LlamaExecutor) -> None:
-    executor.open(0, _GREEDY, (), None, False)
+    executor.open(0, _GREEDY, (), None, False, executor.check(_GREEDY, 'root ::= "ab" "c"', ""))
     executor.accept(0, 65)
-    executor.constrain(0, 'root ::= "ab" "c"', "")
+    executor.constrain(0)
     executor.accept(0, ord("a"))
     with pytest.raises(GrammarError, match="token 120 does not fit the grammar"):
         executor.accept(0, ord("x"))
@@ -327,14 +329,15 @@ def test_forced_tokens_must_fit_the_grammar(executor: LlamaExecutor) -> None:
 
 
 def test_a_grammar_that_no_token_continues_ends_the_answer(executor: LlamaExecutor) -> None:
-    executor.open(0, Sampling(temperature=0, logit_bias={ord("a"): -math.inf}), (), None, False)
-    executor.constrain(0, 'root ::= "a"', "")
+    sampling = Sampling(temperature=0, logit_bias={ord("a"): -math.inf})
+    executor.open(0, sampling, (), None, False, executor.check(sampling, 'root ::= "a"', ""))
+    executor.constrain(0)
     assert executor.run(_rows(0, _PROMPT))[0].ends
 
 
 def test_a_grammar_that_is_through_ends_an_answer_that_ignores_ends(executor: LlamaExecutor) -> None:
-    executor.open(0, _GREEDY, (), None, True)
-    executor.constrain(0, 'root ::= "a"', "")
+    executor.open(0, _GREEDY, (), None, True, executor.check(_GREEDY, 'root ::= "a"', ""))
+    executor.constrain(0)
     (only,) = executor.run(_rows(0, _PROMPT))
     assert (only.token, only.ends) == (ord("a"), False)
     (after,) = executor.run([Row(0, only.token, len(_PROMPT), True)])
@@ -364,6 +367,21 @@ def test_logits_without_a_number_in_any_row_are_a_failed_step(
     monkeypatch.setattr(executor, "compute", lambda rows: logits)
     with pytest.raises(FloatingPointError, match="highest logit is nan"):
         executor.run([*_rows(0, _PROMPT), *_rows(1, _PROMPT)])
+
+
+def test_what_was_checked_is_not_made_again(executor: LlamaExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many others are checked before it begins: the check's thread makes what takes long."""
+    breakers = [tuple(f"{letter}{place}" for letter in "abc") for place in range(12)]
+    samplings = [Sampling(temperature=0, dry_multiplier=1, dry_sequence_breakers=each) for each in breakers]
+    checked = [executor.check(each, f'root ::= "{place}"', "") for place, each in enumerate(samplings)]
+    checked += [executor.check(_GREEDY, f'root ::= "x{place}"', "") for place in range(40)]
+    monkeypatch.setattr(executor_module, "gbnf_of", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(executor._api, "llama_sampler_init_dry", Mock(side_effect=AssertionError))
+    for _ in range(2):  # a prototype outlives the chains that were made of it
+        executor.open(0, samplings[0], _PROMPT, None, True, checked[0])
+        executor.constrain(0)
+        assert executor.run(_rows(0, _PROMPT))[0].token == ord("0")
+        executor.remove(0, 0)
 
 
 def test_checks_name_what_is_wrong(executor: LlamaExecutor) -> None:

@@ -34,8 +34,9 @@ def _answer(executor: LlamaExecutor, question: str, sampling: Sampling, limit: i
         Segment("<|im_end|>\n<|im_start|>assistant\n", True),
     ]
     prompt = executor.tokenize(segments, add_bos=executor.model.add_bos)
-    executor.open(0, sampling, prompt, None, False)
-    executor.constrain(0, "", json_schema)
+    executor.open(0, sampling, prompt, None, False, executor.check(sampling, "", json_schema))
+    if json_schema:
+        executor.constrain(0)
     sampled = executor.run([Row(0, token, at, at == len(prompt) - 1) for at, token in enumerate(prompt)])[0]
     pieces: list[bytes] = []
     while sampled.token not in executor.end_tokens and len(pieces) < limit:
