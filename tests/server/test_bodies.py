@@ -97,6 +97,12 @@ def test_a_body_may_hold_any_text_and_some_depth() -> None:
         ({"stop": [1]}, "stop[0]", "invalid_value", "expected a string, found 1"),
         ({"n": 0}, "n", "invalid_value", "must be at least 1, found 0"),
         ({"mirostat": 3}, "mirostat", "invalid_value", "expected 0, 1 or 2, found 3"),
+        (
+            {"mirostat": 2, "top_k": 1, "top_p": 1, "min_p": 0.1, "repeat_penalty": 5.0, "temperature": 0.5},
+            "mirostat",
+            "invalid_value",
+            "cannot be combined with top_k, min_p, repeat_penalty: it chooses without them",
+        ),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value", "its keys must be token ids, found 'x'"),
         (
             {"logit_bias": {"0" * 4400 + "1": 1}},
@@ -285,6 +291,13 @@ def test_every_fault_is_told_and_many_are_counted() -> None:
     assert param == "messages"
     assert message.startswith("messages: must not be empty; x0: there is no such field; x1: there is no such field")
     assert message.endswith("; and 3 more")
+
+
+def test_mirostat_is_taken_beside_what_does_nothing() -> None:
+    idle = {"top_k": -1, "top_p": 1, "typical_p": 1.0, "min_p": 0, "repeat_penalty": 1, "dry_multiplier": 0}
+    for fields in ({"mirostat": 1, "dry_base": 2.0, **idle}, {"mirostat": 0, "top_k": 5}):
+        body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+        assert ChatRequest.model_validate(body).mirostat == fields["mirostat"]
 
 
 def test_prefix_stands_on_the_last_message_alone() -> None:

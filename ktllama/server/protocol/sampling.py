@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ktllama.engine.messages import Sampling
@@ -17,6 +17,18 @@ _SEEDS = 2**32 - 1
 _PENALTY = Field(default=None, ge=-2, le=2)
 _MAX_BIASED = 1024
 _SHARE = Field(default=None, ge=0, le=1)
+#: what llama.cpp's mirostat leaves out, and the values with which it does nothing anyway
+_LEFT_OUT = {
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "repeat_penalty": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+}
 
 
 def _few(bias: Any) -> Any:
@@ -76,6 +88,18 @@ class SamplingFields(Body):
     )
     cache_prompt: bool | None = Field(default=None, description="false: compute the whole prompt anew.")
     grammar: str | None = Field(default=None, min_length=1, max_length=1_000_000, description="GBNF; after thinking.")
+
+    @model_validator(mode="after")
+    def _mirostat_alone(self) -> SamplingFields:
+        """Only what the request sets itself: a profile's defaults are for requests without mirostat."""
+        set_so = [name for name, idle in _LEFT_OUT.items() if getattr(self, name) not in (None, *idle)]
+        if self.mirostat and set_so:
+            raise PydanticCustomError(
+                "disagreement",
+                "cannot be combined with {names}: it chooses without them",
+                {"field": "mirostat", "names": ", ".join(set_so)},
+            )
+        return self
 
     def stops(self) -> tuple[str, ...]:
         """The stop texts, however they were given."""
