@@ -11,7 +11,7 @@ from ktllama.r1.template import RESERVED
 from ktllama.ruleset.wording import did_you_mean, shown
 from ktllama.server.errors import ApiError
 from ktllama.server.protocol.chat import ChatRequest, PromptFields
-from ktllama.server.protocol.messages import Message, Tool
+from ktllama.server.protocol.messages import Message, Tool, ToolCall
 from ktllama.server.state import ServerState
 
 #: Tokens of thinking by `reasoning_effort`; None is no limit but max_tokens.
@@ -80,8 +80,13 @@ def _as_mapping(message: Message) -> dict[str, Any]:
         if (value := getattr(message, field)) is not None:
             made[field] = value
     if message.tool_calls:
-        made["tool_calls"] = [call.model_dump(exclude={"index"}, exclude_none=True) for call in message.tool_calls]
+        made["tool_calls"] = [_call(call) for call in message.tool_calls]
     return made
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"type": call.type, "function": function} | ({} if call.id is None else {"id": call.id})
 
 
 def segments(prompt: Prompt) -> tuple[Segment, ...]:

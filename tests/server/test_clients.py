@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
+from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI, pydantic_function_tool
 from pydantic import BaseModel
 
 from tests.server.live import Live, live
@@ -44,6 +44,12 @@ class Answer(BaseModel):
     """What `constrained` of the fake says."""
 
     answer: int
+
+
+class GetWeather(BaseModel):
+    """The arguments of get_weather."""
+
+    location: str
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,33 @@ def test_openai_parses_a_json_schema(client: OpenAI) -> None:
     )
 
     assert parsed.choices[0].message.parsed == Answer(answer=42)
+
+
+# The client warns of what it parsed itself, where it writes it down for the request.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_openais_own_answer_with_parsed_content_goes_on_with_the_conversation(client: OpenAI) -> None:
+    asked: list[Any] = [{"role": "user", "content": "JSON"}]
+    parsed = client.chat.completions.parse(model="fake", messages=asked, response_format=Answer).choices[0].message
+
+    asked += [parsed, {"role": "user", "content": "1+1"}]
+    assert client.chat.completions.create(model="fake", messages=asked).choices[0].message.content == "2"
+
+
+def test_openais_own_answer_with_parsed_calls_goes_on_with_the_conversation() -> None:
+    tools = [pydantic_function_tool(GetWeather, name="get_weather")]
+    asked: list[Any] = [{"role": "user", "content": "weather?"}]
+    strict = {"say": {**SAY, "weather": "A tool.\n</think>\n\n"}, "constrained": CALL, "n_ctx": 8192}
+    with live(strict) as server, OpenAI(base_url=server.url + "/v1", api_key="any", max_retries=0) as client:
+        whole = client.chat.completions.parse(model="fake", messages=asked, tools=tools)
+        with client.chat.completions.stream(model="fake", messages=asked, tools=tools) as stream:
+            streamed = stream.get_final_completion()
+        for message in (whole.choices[0].message, streamed.choices[0].message):
+            (call,) = message.tool_calls or []
+            assert call.function.parsed_arguments == GetWeather(location="Hangzhou")
+            result = {"role": "tool", "tool_call_id": call.id, "content": "24℃"}
+            conversation: list[Any] = [*asked, message, result]
+            answer = client.chat.completions.create(model="fake", messages=conversation)
+            assert answer.choices[0].message.content == "It is 24℃ in Hangzhou."
 
 
 def test_openai_completions_embeddings_and_errors(client: OpenAI) -> None:

@@ -276,6 +276,7 @@ MESSAGE_CHECKS: dict[str, tuple[Sequence[dict[str, Any]], Check]] = {
     ),
     "refusal": ([USER, {"role": "assistant", "content": "a", "refusal": "no"}, USER], refused("messages[1].refusal")),
     "annotations": ([{"role": "user", "content": "hi", "annotations": 5}], refused("messages[0].annotations")),
+    "parsed": ([{"role": "user", "content": "hi", "parsed": 5}], refused("messages[0].parsed")),
     "audio": ([{"role": "user", "content": "hi", "audio": {}}], refused("messages[0].audio")),
     "function_call": (
         [USER, {"role": "assistant", "content": "a", "function_call": {}}, USER],

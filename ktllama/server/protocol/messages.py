@@ -40,6 +40,7 @@ class CalledFunction(Body):
 
     name: str = Field(min_length=1, max_length=256)
     arguments: str
+    parsed_arguments: Any = Field(default=None, description="Accepted; changes nothing.")
 
 
 class ToolCall(Body):
@@ -56,7 +57,7 @@ _FIELDS = {
     "system": {"name"},
     "developer": {"name"},
     "user": {"name"},
-    "assistant": {"name", "tool_calls", "reasoning_content", "prefix"},
+    "assistant": {"name", "tool_calls", "reasoning_content", "prefix", "parsed"},
     "tool": {"name", "tool_call_id"},
 }
 
@@ -75,13 +76,14 @@ class Message(Body):
     )
     refusal: Annotated[Any, refused("a refusal has no place in this model's prompt")] = None
     annotations: list[Any] | None = Field(default=None, description="Accepted; changes nothing.")
+    parsed: Any = Field(default=None, description="Accepted; changes nothing: OpenAI's client adds it.")
     audio: Annotated[Any, refused("this model reads text only")] = None
     function_call: Annotated[Any, refused("function_call was replaced by tool_calls")] = None
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> Message:
         allowed = _FIELDS[self.role]
-        for field in ("tool_calls", "tool_call_id", "reasoning_content", "prefix"):
+        for field in ("tool_calls", "tool_call_id", "reasoning_content", "prefix", "parsed"):
             if getattr(self, field) is not None and field not in allowed:
                 raise PydanticCustomError(
                     "wrong_role", "a message of role '{role}' has no {field}", {"role": self.role, "field": field}
