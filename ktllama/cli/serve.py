@@ -62,6 +62,8 @@ def _server_options(command: _Command) -> _Command:
             click.option("--max-connections", type=click.IntRange(1), metavar="N", help="[default: 4096]"),
             click.option("--header-timeout", type=float, metavar="SECONDS", help="[default: 15]"),
             click.option("--body-timeout", type=float, metavar="SECONDS", help="[default: 60]"),
+            click.option("--write-timeout", type=float, metavar="SECONDS",
+                         help="How long a client may take nothing of its answer.  [default: 60]"),
             click.option("--keep-alive", type=float, metavar="SECONDS",
                          help="How long a connection may idle.  [default: 75]"),
             click.option("--drain-timeout", type=float, metavar="SECONDS",

@@ -1,7 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with what it leaves out: limits on headers, on slow clients and on connections.
 
 uvicorn 0.54 (protocols/http/httptools_impl.py) keeps whatever headers come, waits for them without end, refuses a
-malformed request with plain text, in the middle of another answer if need be, and takes several Host headers.
+malformed request with plain text, in the middle of another answer if need be, takes several Host headers, loses the
+body of a request that would rather speak HTTP/2, and waits without end for a client that does not read.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import MutableMapping
 from http import HTTPStatus
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ktllama.server.delivery import Delivery
 from ktllama.server.errors import ApiError
+from ktllama.server.http10 import without_chunks
 from ktllama.server.limits import Limits
 from ktllama.server.notes import notes_of
 from ktllama.server.refusal import CLOSE, header_bytes
+from ktllama.server.upgrades import head_without_upgrade
 
 #: ``: `` and the end of the line.
 _PUNCTUATION = 4
@@ -43,10 +48,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._refused = False
         self._head_deadline: asyncio.TimerHandle | None = None
+        self._asks_for_upgrade = False
+        self._delivery: Delivery  # from connection_made on
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, unless there are too many."""
         super().connection_made(transport)
+        self._delivery = Delivery(transport, self.loop, self.limits.write_seconds)
         if len(self.connections) > self.limits.connections:
             self._refuse(ApiError(503, "too many connections", code="too_many_connections", retry_after=1))
             transport.close()
@@ -56,6 +64,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The end of it."""
         self._forget_deadline()
+        self._delivery.end()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -65,9 +74,48 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._in_head and self._head_deadline is None:
             self._await_head()
         self._stale_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
         if self._stale_bytes > self.limits.header_bytes:
             self._refuse_head()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser; a head that asks for another protocol is fed to a new one, as if it had not."""
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as switch:
+                if not self._asks_for_upgrade:  # refused, or CONNECT
+                    return
+                rest = rest[switch.args[0] :]
+            self._asks_for_upgrade = False
+            old = self.parser
+            head = head_without_upgrade(old.get_method(), self.url, old.get_http_version(), self.headers)
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.parser.feed_data(head)
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is written to."""
+        super().pause_writing()
+        self._delivery.watch()
+
+    def resume_writing(self) -> None:
+        """The client has read most of it."""
+        super().resume_writing()
+        self._delivery.end()
+
+    def on_response_complete(self) -> None:
+        """The end of an answer, the last of which may still be here."""
+        super().on_response_complete()
+        self._delivery.watch()
 
     def on_message_begin(self) -> None:
         """The first byte of a request line."""
@@ -87,14 +135,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The request may begin."""
+        if self._header_bytes > self.limits.header_bytes:
+            self._refuse_head()
+        elif self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._asks_for_upgrade = True
+            return
         self._in_head = False
         self._stale_bytes = 0
         self._forget_deadline()
-        if self._header_bytes > self.limits.header_bytes:
-            self._refuse_head()
-        elif sum(name == b"host" for name, _ in self.headers) > 1:  # RFC 9112, 3.2
+        if self._refused:
+            return
+        if sum(name == b"host" for name, _ in self.headers) > 1:  # RFC 9112, 3.2
             self._refuse(ApiError(400, "the request has more than one Host header", code="malformed_http"))
-        if not self._refused:
+        else:
+            self._delivery.settle()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -105,10 +159,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The end of the request; what comes now is another one's head."""
+        if self._asks_for_upgrade:  # so it is for a parser that gives the rest away
+            return
         self._stale_bytes = 0
         self._in_head = True
         if not self._refused:
             super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if cycle.scope["http_version"] == "1.0":
+            app = without_chunks(app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP, in our envelope."""
@@ -153,6 +214,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.write(_raw(error))
         if self.transport.can_write_eof():
             self.transport.write_eof()
+        self._delivery.watch()
         self._head_deadline = self.loop.call_later(self.limits.linger_seconds, self.transport.close)
 
     def _takes_over(self, error: ApiError) -> bool:

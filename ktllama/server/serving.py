@@ -168,10 +168,12 @@ def surroundings(settings: ServeSettings, keys: Keys | None) -> Surroundings:
     return Surroundings(
         limits=Limits(
             body_bytes=settings.max_body,
+            all_bodies_bytes=16 * settings.max_body,
             header_bytes=settings.max_header,
             connections=settings.max_connections,
             header_seconds=settings.header_timeout,
             body_seconds=settings.body_timeout,
+            write_seconds=settings.write_timeout,
         ),
         keys=keys,
         loopback_names=settings.allowed_host if is_loopback(settings.host) else None,

@@ -128,6 +128,7 @@ class ServeSettings(BaseSettings):
     max_connections: int = Field(default=4096, ge=1)
     header_timeout: Seconds = 15.0
     body_timeout: Seconds = 60.0
+    write_timeout: Seconds = 60.0
     keep_alive: Seconds = 75.0
     drain_timeout: Seconds | None = None
 

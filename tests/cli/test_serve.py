@@ -47,7 +47,7 @@ def test_every_setting_has_a_flag_of_its_name_and_the_other_way_round() -> None:
 def test_every_default_that_help_shows_is_the_settings() -> None:
     shown = {"host": "127.0.0.1", "port": "8080", "ubatch": "512", "queue_limit": "2048", "stream_interval": "0.01", "max_body": "32M",
              "max_header": "32K", "max_messages": "4096", "max_connections": "4096", "header_timeout": "15",
-             "body_timeout": "60", "keep_alive": "75", "silence_timeout": "20", "step_timeout": "300", "hang_timeout": "900", "max_tokens": "32768", "kv_type": "f16"}  # fmt: skip
+             "body_timeout": "60", "write_timeout": "60", "keep_alive": "75", "silence_timeout": "20", "step_timeout": "300", "hang_timeout": "900", "max_tokens": "32768", "kv_type": "f16"}  # fmt: skip
     defaults = ServeSettings()
     sizes = {"32M": 32 << 20, "32K": 32 << 10}
     for parameter in command.params:

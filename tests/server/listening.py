@@ -46,6 +46,20 @@ def everything(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def sized_answer(connection: socket.socket) -> bytes:
+    """An answer whose length is declared, however many pieces it comes in."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        part = connection.recv(1 << 16)
+        assert part, "closed within a head"
+        received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    n_bytes = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    while len(body) < n_bytes:
+        body += connection.recv(1 << 16)
+    return head + b"\r\n\r\n" + body
+
+
 def status_and_error(raw: bytes) -> tuple[int, dict[str, Any]]:
     """Of an answer in the error envelope."""
     head, _, body = raw.partition(b"\r\n\r\n")

@@ -12,8 +12,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ktllama.server.limits import BodyLimit, Limits
-from tests.server.asgi import call, says_ok, scope_of
-from tests.server.listening import chunked_answer, connected, everything, listening, status_and_error
+from tests.server.asgi import Answer, call, says_ok, scope_of
+from tests.server.listening import chunked_answer, connected, everything, listening, sized_answer, status_and_error
 
 SMALL = Limits(body_bytes=1000, header_bytes=2000, connections=4, header_seconds=0.2, body_seconds=0.2, linger_seconds=0.5)  # fmt: skip
 PATIENT = Limits(body_bytes=1000, header_bytes=2000, connections=64, linger_seconds=5)
@@ -56,6 +56,39 @@ def test_a_declared_length_is_refused_before_a_byte_is_asked_for() -> None:
     assert sent[0]["status"] == 413
 
 
+def test_bodies_that_are_too_large_together_are_503_until_one_is_whole() -> None:
+    limits = Limits(body_bytes=1000, all_bodies_bytes=1500)
+    app = BodyLimit(says_ok, limits)
+
+    async def asked() -> list[Answer]:
+        half_sent, go_on = asyncio.Event(), asyncio.Event()
+
+        pieces: list[Message] = [{"type": "http.request", "body": b"a" * 900, "more_body": True}]
+
+        async def halting() -> Message:
+            if pieces:
+                return pieces.pop()
+            half_sent.set()
+            await go_on.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def ignore(message: Message) -> None:
+            pass
+
+        held = asyncio.create_task(app(post(("content-length", "900")), halting, ignore))
+        await half_sent.wait()
+        refused = await call(app, post(("content-length", "700")), [b"b" * 700])
+        small = await call(app, post(("content-length", "500")), [b"c" * 500])
+        go_on.set()
+        await held
+        return [refused, small, await call(app, post(("content-length", "700")), [b"d" * 700])]
+
+    refused, small, late = asyncio.run(asked())
+    assert (refused.status, refused.code, refused.headers["retry-after"]) == (503, "too_many_bodies", "1")
+    assert (small.status, late.status) == (200, 200)
+    assert app.incoming_bytes == 0
+
+
 def test_a_client_that_leaves_within_its_body_is_noted() -> None:
     scope = post(("content-length", "10"))
 
@@ -79,7 +112,7 @@ def test_a_hundred_megabytes_are_refused_without_being_kept(chunked: bool) -> No
         piece = b"100000\r\n" + megabyte + b"\r\n" if chunked else megabyte
         sender = threading.Thread(target=_send_all, args=(connection, piece, 100))
         sender.start()
-        status, error = status_and_error(connection.recv(1 << 16))
+        status, error = status_and_error(sized_answer(connection))
         connection.shutdown(socket.SHUT_RDWR)
         sender.join()
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
