@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -25,6 +26,9 @@ BodyModel = TypeVar("BodyModel", bound=Body)
 
 _JSON_TYPES = ("application/json", "text/json")
 _MAX_FIELDS_NAMED = 5
+# Where a text holds no such thing, its numbers are read without a call of ours for each: millions of token ids.
+_LONG_NUMBER = re.compile("[0-9]{21}")
+_LARGE_EXPONENT = re.compile("[eE][+]?[0-9]{3}")
 
 
 async def read_body(
@@ -74,8 +78,13 @@ def parsed(raw: bytes, max_depth: int) -> dict[str, Any]:
         raise ApiError(400, "the body is empty; a JSON object is expected", code="invalid_json")
     try:
         text = raw.decode("utf-8")
+        long = _LONG_NUMBER.search(text) is not None
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_not_a_number, parse_float=_finite, parse_int=_whole
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_not_a_number,
+            parse_float=_finite if long or _LARGE_EXPONENT.search(text) else None,
+            parse_int=_whole if long else None,
         )
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8 (at byte {error.start})", code="invalid_json") from error
