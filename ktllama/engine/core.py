@@ -16,7 +16,7 @@ from ktllama.engine.embedding import Embedding, EmbeddingJob
 from ktllama.engine.executor import Executor, OutOfCellsError, Row, Sampled
 from ktllama.engine.generation import Generation
 from ktllama.engine.lifecycle import Phase, Turn
-from ktllama.engine.messages import Accepted, Event, Failed, Finished, Kind, Stats, TokenLogprob
+from ktllama.engine.messages import Accepted, Event, Failed, Finished, Stats
 from ktllama.engine.outgoing import Outgoing
 from ktllama.engine.prefix_cache import PrefixCache
 from ktllama.engine.scheduler import Scheduler
@@ -293,9 +293,11 @@ class Engine:
         if sampled.logprob is None:
             self._say(generation, sampled.token, sampled.piece)
         else:
-            kind = transcript.phase
+            start, kind = transcript.n_characters, transcript.phase
             self._say(generation, sampled.token, sampled.piece)
-            self._add_logprob(generation, sampled.logprob, kind)
+            if transcript.stopped != "eos":
+                generation.held_logprobs.append((start, sampled.logprob, kind))
+                self._release_logprobs(generation)
         if transcript.stopped is not None:
             self._finish(generation, "stop")
         elif self._guards[generation].feed(sampled.token):
@@ -311,8 +313,11 @@ class Engine:
             self._cached_tokens += generation.n_cached or 0
         generation.turn(Turn.SAMPLE)
 
-    def _add_logprob(self, generation: Generation, logprob: TokenLogprob, kind: Kind) -> None:
-        if generation.transcript.stopped != "eos":
+    def _release_logprobs(self, generation: Generation) -> None:
+        """Let go the logprobs of tokens whose text is no stop string's, however little of it shows."""
+        held, is_settled = generation.held_logprobs, generation.transcript.is_settled
+        while held and is_settled(held[0][0]):
+            _, logprob, kind = held.popleft()
             generation.logprobs.append(logprob)
             generation.logprob_kinds.append(kind)
             self._outgoing.speak(generation)
@@ -376,6 +381,7 @@ class Engine:
         stopped = transcript.stopped
         thought = transcript.reasoning_tokens
         generation.deltas += transcript.finish(cut_off=reason != "stop")
+        self._release_logprobs(generation)
         self._reasoning_tokens += transcript.reasoning_tokens - thought
         generation.turn(Turn.CANCEL if reason == "cancelled" else Turn.END)
         self._outgoing.end(generation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from ktllama.engine.lifecycle import ENDED, Phase, Turn, after
 from ktllama.engine.messages import Generate, Kind, TokenLogprob, Usage
 from ktllama.r1.delta import Delta
@@ -26,6 +28,7 @@ class Generation:
         "first_token_at",
         "forced_closed",
         "has_spoken",
+        "held_logprobs",
         "is_open",
         "leader",
         "limit",
@@ -80,6 +83,8 @@ class Generation:
         self.deltas: list[Delta] = []
         self.logprobs: list[TokenLogprob] = []
         self.logprob_kinds: list[Kind] = []
+        # of tokens whose text may become a stop string, with where it begins
+        self.held_logprobs: deque[tuple[int, TokenLogprob, Kind]] = deque()
         self.n_unsent = 0
         self.received_at = received_at
         self.admitted_at: float | None = None

@@ -302,12 +302,13 @@ class ThinkingTokenParser:
         tool_openers: tuple[str, ...] = (),
         tool_opener_ids: Mapping[int, str] = NO_IDS,
     ) -> None:
-        self._tool_opener_ids = tool_opener_ids
         self._opening_id = think_ids[0] if think_ids else None
         self._closing_id = think_ids[1] if think_ids else None
-        self._marking_ids = frozenset((*(think_ids or ()), *tool_opener_ids))
+        tags = dict(zip(think_ids, think_tags, strict=True)) if think_ids else {}
+        self._marking = {**tool_opener_ids, **tags}  # the text of each token that is a mark
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._incomplete = False  # the decoder holds a part of a character
+        self.n_characters = 0  # that were given to `pieces`; whoever uses `plain` may add its own
         self.scanner = TagScanner(
             _start(start_in_reasoning, closed),
             keep_blanks=keep_blanks,
@@ -328,7 +329,7 @@ class ThinkingTokenParser:
 
     def plain(self, token: int, piece: bytes) -> Delta | None:
         """The delta of a token that is text and nothing else; None where `feed` has to look at it."""
-        if self._incomplete or token in self._marking_ids:
+        if self._incomplete or token in self._marking:
             return None
         try:
             text = piece.decode()
@@ -339,18 +340,19 @@ class ThinkingTokenParser:
 
     def pieces(self, token: int, piece: bytes) -> list[Piece]:
         """The same as `feed`, with what does not show."""
+        marker = self._marking.get(token)
+        if marker is None:
+            text = self._decoder.decode(piece)
+            self._incomplete = bool(self._decoder.getstate()[0])
+            self.n_characters += len(text)
+            return self.scanner.feed(text)
+        self.drop_incomplete()
+        self.n_characters += len(marker)
         if token == self._opening_id:
-            self.drop_incomplete()
             return self.scanner.open()
         if token == self._closing_id:
-            self.drop_incomplete()
             return self.scanner.close()
-        if token in self._tool_opener_ids:
-            self.drop_incomplete()
-            return self.scanner.tool_open(self._tool_opener_ids[token])
-        text = self._decoder.decode(piece)
-        self._incomplete = bool(self._decoder.getstate()[0])
-        return self.scanner.feed(text)
+        return self.scanner.tool_open(marker)
 
     def drop_incomplete(self) -> None:
         """Forget the bytes of a character that will not be completed."""

@@ -68,6 +68,7 @@ class Transcript:
         self._closing_tokens = closing_tokens
         self._calls = None if one_call is None else ToolCallParser(one_call)
         self._shows_as_it_is = one_call is None and reasoning_format != "deepseek-legacy"
+        self._n_settled = 0 if stop else None  # characters before which no stop string can begin; None: all
         self._unsettled_tokens = 0  # of what may become a tag
         self._forced_tokens = 0  # that are still to be fed
         #: Why the sequence ended by itself; None while it runs.
@@ -95,6 +96,18 @@ class Transcript:
     def stop_string(self) -> str | None:
         """The stop string that fired."""
         return self._stops.matched
+
+    @property
+    def n_characters(self) -> int:
+        """Of the raw text so far, where there are stop strings: there the next token's text begins."""
+        return self._parser.n_characters
+
+    def is_settled(self, start: int) -> bool:
+        """Whether the text that begins at a character of the raw text, if only its first one, is not a stop string's.
+
+        What may become one is settled when it cannot any more. What did, and what is behind it, never is.
+        """
+        return self._n_settled is None or start < self._n_settled
 
     @property
     def completion_tokens(self) -> int:
@@ -153,6 +166,9 @@ class Transcript:
             self.content_tokens += 1
         else:
             return None
+        if self._n_settled is not None:
+            self._parser.n_characters += len(delta.text)
+            self._n_settled += len(delta.text)
         return delta if self._format == "deepseek" else Delta("content", delta.text)
 
     def _has_called(self, pieces: list[Piece]) -> bool:
@@ -181,16 +197,23 @@ class Transcript:
         self._prompt_side = ""
         for kind, text in pieces:
             if kind == "content":
-                deltas.append(Delta("content", self._stops.feed(text)))
+                shown = self._stops.feed(text)
+                deltas.append(Delta("content", shown))
+                self._settle(shown)
                 if self._stops.matched is not None:
                     self.stopped = "stop"
                     break
                 continue
+            self._settle(text)
             if kind == "reasoning" and self._format != "none":
                 deltas.append(Delta("reasoning", text))
             if self._format != "deepseek":
                 deltas.append(Delta("content", text))
         return merged(deltas)
+
+    def _settle(self, text: str) -> None:
+        if self._n_settled is not None:
+            self._n_settled += len(text)
 
     def finish(self, cut_off: bool) -> list[Delta]:
         """What was held back. ``cut_off``: by length, a disconnect or a guard, rather than by the model itself."""
@@ -206,4 +229,5 @@ class Transcript:
         self._unsettled_tokens = 0
         if self.stopped == "stop":
             return deltas
+        self._n_settled = None
         return merged([*deltas, Delta("content", self._stops.flush())])

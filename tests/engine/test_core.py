@@ -227,6 +227,41 @@ def test_logprobs_come_with_their_side_of_the_thinking() -> None:
     assert answered(ask("a", "q"), say={"q": "ab"}).logprobs == []
 
 
+@pytest.mark.parametrize(
+    ("say", "stop", "pieces"),
+    [
+        ("Hello", ("lo",), "Hel"),
+        ("Hello", ("Hello",), ""),
+        ("Hello", ("lot",), "Hello"),  # what was held back comes at the end
+        ("aéb", ("é",), "a"),
+        ("é.b", (".",), "é"),
+        ("ab<think>cd", ("k>c",), "ab<think>"),  # a token that is cut in the middle
+        ("ab<think>cd", ("b<think>",), "a"),
+    ],
+)
+def test_logprobs_are_those_of_the_tokens_that_show(say: str, stop: tuple[str, ...], pieces: str) -> None:
+    answer = answered(ask("a", "q", stop=stop, logprobs=0), say={"q": say})
+    assert b"".join(logprob.piece for logprob in answer.logprobs).decode() == pieces
+    assert pieces.startswith(answer.content)
+
+
+def test_logprobs_stay_on_the_side_of_their_text_with_a_stop_string_too() -> None:
+    request = ask("a", "q<think>\n", thinking=R1_THINKING, logprobs=0, stop=("xyz", "stop"))
+    answer = answered(request, say={"q": "xyz?</think>\n\nxy, stop."})
+    assert b"".join(logprob.piece for logprob in answer.logprobs) == b"xyz?</think>\n\nxy, "
+    assert answer.kinds == ["reasoning"] * 5 + ["content"] * 6
+    assert (answer.reasoning, answer.content) == ("xyz?", "xy, ")
+
+
+def test_logprobs_come_with_their_text() -> None:
+    driver = Driver(FakeOptions(say={"q": "a stop, no stop at all"}))
+    answer = driver.submit(ask("a", "q", stop=("stop at most", "all the"), logprobs=0))
+    while driver.engine.is_busy:
+        driver.step()
+        assert b"".join(logprob.piece for logprob in answer.logprobs).decode() == answer.content
+    assert answer.content == "a stop, no stop at all"
+
+
 def test_sampling_reaches_the_executor_as_it_is() -> None:
     sampling = Sampling(temperature=0.25, top_p=0.5, dry_multiplier=1.5, logit_bias={5: 1.5}, seed=7)
     answer = answered(ask("a", "q", sampling=sampling, logprobs=3, ignore_eos=False), say={"q": "$request"})

@@ -106,6 +106,24 @@ def test_no_chunking_shows_a_stop_string(text: str, stop: list[str], data: st.Da
     assert text.startswith(shown)
     fired = transcript.stop_string
     assert shown == text if fired is None else text.startswith(shown + fired)
+    settled = [transcript.is_settled(place) for place in range(len(text))]
+    assert settled == [fired is None or place < len(shown) for place in range(len(text))]
+
+
+@settings(deadline=None)
+@given(pieces=st.lists(st.sampled_from([b"a", b"b", b"ab", b"\xc3", b"\xa9", b"\xff", b"", CLOSE]), max_size=12))
+def test_text_is_settled_when_it_shows(pieces: list[bytes | int]) -> None:
+    transcript = Transcript(thinking="closed", think_ids=IDS, stop=("ab", "aé"), keep_blanks=True)
+    n_shown = 0
+    for piece in pieces:
+        if transcript.stopped is not None:
+            break
+        deltas = transcript.feed(1, piece) if isinstance(piece, bytes) else transcript.feed(piece, PIECES[piece])
+        n_shown += sum(len(delta.text) for delta in deltas)
+        assert n_shown <= transcript.n_characters
+        assert [transcript.is_settled(place) for place in range(n_shown + 1)] == [True] * n_shown + [False]
+    transcript.finish(True)
+    assert transcript.is_settled(transcript.n_characters) == (transcript.stop_string is None)
 
 
 TOKENS = st.lists(st.sampled_from([OPEN, CLOSE, "a", " ", "<think>", "</th", "ink>", 0xC3, 0xA9, "x</think>y"]), max_size=15)  # fmt: skip
@@ -285,4 +303,6 @@ def test_plain_tokens_take_a_short_way_to_the_same_deltas(
 
 def _counts(transcript: Transcript) -> tuple[object, ...]:
     counts = (transcript.reasoning_tokens, transcript.content_tokens, transcript.tag_tokens)
-    return *counts, transcript.phase, transcript.undecided, transcript.stopped, transcript.stop_string
+    n_characters = transcript.n_characters if transcript._n_settled is not None else None
+    settled = (n_characters, transcript._n_settled)
+    return *counts, *settled, transcript.phase, transcript.undecided, transcript.stopped, transcript.stop_string
