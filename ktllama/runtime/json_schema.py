@@ -167,7 +167,7 @@ class _Converter:
     def _union(self, schema: _Schema, keyword: str, where: str) -> str:
         alternatives = _list(schema[keyword], where)
         if "type" in schema:
-            alternatives = [_narrowed(each, schema["type"], f"{where}/{i}") for i, each in enumerate(alternatives)]
+            alternatives = [self._narrowed(each, schema["type"], where) for each in alternatives]
         if keyword == "oneOf" and (pair := self._overlaps.first(alternatives)) is not None:
             raise GrammarError(
                 f"the alternatives {pair[0]} and {pair[1]} of the JSON schema at {where} may have values in common; "
@@ -175,6 +175,24 @@ class _Converter:
             )
         rules = (self._rule(each, f"{where}/{index}") for index, each in enumerate(alternatives))
         return " | ".join(dict.fromkeys(rules))
+
+    def _narrowed(self, alternative: Any, types: Any, where: str) -> Any:
+        """An alternative with the types that stand beside its ``anyOf`` or ``oneOf``."""
+        if alternative is True:
+            return {"type": types}
+        found = self._part(alternative, where)
+        if any(keyword in found for keyword in ("anyOf", "oneOf")) or (
+            "type" not in found and found is not alternative
+        ):
+            raise GrammarError(
+                f"the JSON schema at {where} has a type beside it that does not reach into an alternative"
+            )
+        if "type" not in found:
+            return {**found, "type": types}
+        allowed = _types(types, where)
+        if not {*_types(found["type"], where)} <= {*allowed, *(("integer",) if "number" in allowed else ())}:
+            raise GrammarError(f"the JSON schema at {where} has a type beside it that an alternative's excludes")
+        return alternative
 
     def _of_types(self, schema: _Schema, where: str) -> str:
         types = schema.get("type")
@@ -221,18 +239,18 @@ class _Converter:
     def _merged(self, schema: _Schema, where: str) -> dict[str, Any]:
         """One schema for ``allOf``: objects' properties together, or the only schema there is."""
         own = {key: value for key, value in schema.items() if key in ASSERTIONS}
-        parts = [self._part(each, where) for each in (own, *_list(schema["allOf"], f"{where}/allOf"))]
+        parts = [self._part(each, f"{where}/allOf") for each in (own, *_list(schema["allOf"], f"{where}/allOf"))]
         return merged(parts, where)
 
     def _part(self, part: Any, where: str) -> _Schema:
-        """A part of ``allOf``, or what it refers to."""
+        """A part of ``allOf`` or ``anyOf``, or what it refers to."""
         for _ in range(_MAX_DEPTH):
             if not isinstance(part, dict) or "$ref" not in part:
                 break
             self._refuse_siblings(part, "$ref", where)
             part = self._target(part["$ref"])
         if not isinstance(part, dict) or "$ref" in part:
-            raise GrammarError(f"the JSON schema at {where}/allOf has a part that is no object")
+            raise GrammarError(f"the JSON schema at {where} has a part that is no object")
         if "allOf" in part:
             raise GrammarError(f"the JSON schema at {where} nests allOf")
         return part
@@ -348,27 +366,6 @@ def _types(types: Any, where: str) -> list[str]:
     if not listed or not all(isinstance(each, str) and each in _TYPES for each in listed):
         raise GrammarError(f"the JSON schema at {where} has the type {json.dumps(types)[:80]}")
     return listed
-
-
-def _narrowed(alternative: Any, types: Any, where: str) -> Any:
-    """An alternative with the types that stand beside its ``anyOf`` or ``oneOf``."""
-    if alternative is True:
-        return {"type": types}
-    if not isinstance(alternative, dict):
-        return alternative
-    for keyword in ("$ref", "anyOf", "oneOf", "allOf"):
-        if keyword in alternative:
-            raise GrammarError(
-                f"the JSON schema at {where} has {keyword} within alternatives that have type beside them"
-            )
-    if "type" not in alternative:
-        return {**alternative, "type": types}
-    allowed = _types(types, where)
-    allowed = [*allowed, "integer"] if "number" in allowed else allowed
-    own = _types(alternative["type"], where)
-    if not set(own) <= set(allowed):
-        raise GrammarError(f"the JSON schema at {where} has a type that the one beside the alternatives excludes")
-    return alternative
 
 
 def _index(key: str) -> int | None:

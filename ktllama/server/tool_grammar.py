@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ktllama.engine.executor import GrammarError
 from ktllama.r1.tool_formats import ToolFormat
+from ktllama.runtime.gbnf import MAX_TEXT_BYTES
 from ktllama.runtime.json_schema import schema_to_gbnf
 from ktllama.server.errors import ApiError
 from ktllama.server.protocol.messages import FunctionTool
@@ -33,15 +35,39 @@ def tool_grammar(
     ]
     if not required:
         rules += _text_until(opener, "calls")
+    made = _Rules(rules)
     for place, tool in tools:
         call, after = tool_format.call(tool.name, _HOLE).split(_HOLE)
         first = (before + call).removeprefix(opener)
-        rules += [
-            f"first-{place} ::= {literal(first)} arguments-{place} {literal(after)}",
-            f"call-{place} ::= {literal(call)} arguments-{place} {literal(after)}",
-            *_argument_rules(place, tool),
-        ]
-    return "\n".join(dict.fromkeys(rules)) + "\n"
+        made.add(f"first-{place} ::= {literal(first)} arguments-{place} {literal(after)}")
+        made.add(f"call-{place} ::= {literal(call)} arguments-{place} {literal(after)}")
+        for rule in _argument_rules(place, tool):
+            made.add(rule)
+    return made.text()
+
+
+class _Rules:
+    """Rules, each once, and no more than a grammar may hold: what is too much is not converted before it is refused."""
+
+    def __init__(self, rules: Iterable[str]) -> None:
+        self._rules: dict[str, None] = {}
+        self._n_bytes = 0
+        for rule in rules:
+            self.add(rule)
+
+    def add(self, rule: str) -> None:
+        """One more, or the same again. Raises ApiError where all are too long."""
+        if rule in self._rules:
+            return
+        self._rules[rule] = None
+        self._n_bytes += len(rule.encode(errors="replace")) + 1
+        if self._n_bytes > MAX_TEXT_BYTES:
+            message = f"tools: their names and schemas make a grammar of more than {MAX_TEXT_BYTES} bytes"
+            raise ApiError(400, message, param="tools", code="invalid_json_schema")
+
+    def text(self) -> str:
+        """GBNF, a rule a line."""
+        return "\n".join(self._rules) + "\n"
 
 
 _HOLE = "\0"
@@ -56,8 +82,9 @@ def _frame(tool_format: ToolFormat) -> tuple[str, str, str]:
 
 def _argument_rules(place: int, tool: FunctionTool) -> list[str]:
     """The rules of a call's arguments: any JSON object, or with `strict` what the schema allows."""
-    strict = tool.strict and tool.parameters is not None
-    schema = {"type": "object", **(tool.parameters or {})} if strict else {"type": "object"}
+    schema: dict[str, Any] = {"type": "object"}
+    if tool.strict and tool.parameters is not None:
+        schema = tool.parameters if "$ref" in tool.parameters else schema | tool.parameters
     try:
         grammar = schema_to_gbnf(json.dumps(schema))
     except GrammarError as error:

@@ -88,6 +88,11 @@ _SCHEMAS: dict[str, Any] = {
     "enum_of_a_type": {"type": ["string", "integer"], "enum": ["aa", 1, 1.5, True, None, "bb", 2.0]},
     "const_within_enum": {"const": 1.0, "enum": [1, True, "1"]},
     "typed_alternatives": {"type": "number", "anyOf": [{"type": "integer"}, {"enum": [0.5, "b"]}, True]},
+    "typed_references": {
+        "type": ["null", "number"],
+        "anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}],
+        "$defs": {"a": {"type": "integer", "minimum": 3}, "b": {"$ref": "#/$defs/c"}, "c": {"type": "null"}},
+    },
     "one_of_types": {"oneOf": [{"type": "boolean"}, {"type": "string", "maxLength": 2}, {"const": 3}]},
     "one_of_values": {"oneOf": [{"const": 1}, {"enum": ["1", True]}, {"const": [1.0]}]},
     "one_of_tagged": {
@@ -168,7 +173,8 @@ _REFUSED = {
     ),
     "all of, true is not 1": ('{"allOf": [{"const": 1}, {"const": true}]}', "differ in const"),
     "any of, another type": ('{"type": "string", "anyOf": [{"type": "null"}]}', "excludes"),
-    "any of, typed reference": ('{"type": "string", "anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {}}}', "has $ref"),
+    "any of, reference": ('{"type": "string", "anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {}}}', "does not reach"),
+    "any of, any of": ('{"type": "string", "anyOf": [{"anyOf": [{}]}]}', "does not reach"),
     "one of, one value": ('{"oneOf": [{"type": "integer"}, {"const": 3}]}', "alternatives 0 and 1 of the JSON schema"),
     "one of, one number": ('{"oneOf": [{"const": 1}, {"const": 1.0}]}', "alternatives 0 and 1"),
     "one of, objects": (

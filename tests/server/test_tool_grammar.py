@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,6 +12,8 @@ from ktllama.engine.executor import GrammarError
 from ktllama.r1.tool_formats import FORMATS
 from ktllama.runtime.gbnf import check_gbnf
 from ktllama.runtime.grammar import Constraint
+from ktllama.runtime.json_schema import schema_to_gbnf
+from ktllama.server import tool_grammar as tool_grammar_module
 from ktllama.server.errors import ApiError
 from ktllama.server.protocol.messages import FunctionTool
 from ktllama.server.tool_grammar import characters_but, literal, tool_grammar
@@ -96,6 +99,25 @@ def test_a_schema_without_grammar_is_named_by_its_place() -> None:
     assert caught.value.param == "tools[3].function.parameters"
     assert "minProperties" in caught.value.message
     assert isinstance(caught.value.__cause__, GrammarError)
+
+
+def test_no_more_schemas_are_converted_than_a_grammar_may_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {f"v{j}": {"enum": [f"v{j}x{k}" for k in range(15)]} for j in range(300)}
+    large = FunctionTool(name="f", parameters={"type": "object", "properties": values}, strict=True)
+    converted = Mock(side_effect=schema_to_gbnf)
+    monkeypatch.setattr(tool_grammar_module, "schema_to_gbnf", converted)
+    with pytest.raises(ApiError) as caught:
+        tool_grammar(FORMATS["deepseek-r1"], [(place, large) for place in range(64)], required=True, parallel=True)
+    assert (caught.value.param, caught.value.code) == ("tools", "invalid_json_schema")
+    assert "a grammar of more than 262144 bytes" in caught.value.message
+    assert converted.call_count < 8
+
+
+def test_parameters_may_be_a_reference(fits: Fits) -> None:
+    parameters = {"$ref": "#/$defs/city", "$defs": {"city": SCHEMA}}
+    tool = FunctionTool(name="get_weather", parameters=parameters, strict=True)
+    grammar = tool_grammar(FORMATS["deepseek-r1"], [(0, tool)], required=True, parallel=False)
+    assert fits(grammar, FORMATS["deepseek-r1"].calls([BERN]))
 
 
 def test_texts_and_classes_are_escaped() -> None:
