@@ -24,7 +24,7 @@ def _request_options(command: _Command) -> _Command:
         (
             click.option("--alias", metavar="NAME", help="The model's name in answers.  [default: from the file]"),
             click.option("--queue-limit", type=click.IntRange(0), metavar="N",
-                         help="Requests that may wait; the next one is 429.  [default: 2048]"),
+                         help="Requests that may wait, beside those that run; the next is 429.  [default: 2048]"),
             click.option("--stream-interval", type=click.FloatRange(0, 1), metavar="SECONDS",
                          help="Text of streams leaves at most so often; 0: each token at once.  [default: 0.01]"),
             click.option("--system-prompt", type=click.Choice(("auto", "merge", "keep")),
@@ -71,7 +71,7 @@ def _server_options(command: _Command) -> _Command:
             click.option("--silence-timeout", type=float, metavar="SECONDS",
                          help="Without a word from the engine, until it counts as unresponsive.  [default: 20]"),
             click.option("--step-timeout", type=float, metavar="SECONDS",
-                         help="Of one step of the engine, until it counts as unresponsive.  [default: 300]"),
+                         help="Of one step, or one request's reading, until it is unresponsive.  [default: 300]"),
             click.option("--hang-timeout", type=float, metavar="SECONDS",
                          help="Until an unresponsive engine is ended and started anew; 0: never.  [default: 900]"),
             click.option("--log-level", type=click.Choice(("debug", "info", "warning", "error")),

@@ -229,6 +229,13 @@ def test_a_prompt_beyond_the_context_tells_both_numbers_and_its_field(path: str,
     })  # fmt: skip
 
 
+def test_a_prompt_that_was_not_counted_has_at_least_so_many_tokens() -> None:
+    client = FailingClient("context_length_exceeded", n_ctx=100, prompt_tokens=120, max_tokens=0, at_least=1)
+    response, _ = ask(BODY, client=client)
+
+    assert "but the prompt has at least 120 tokens;" in response.json()["error"]["message"]
+
+
 def test_a_failure_within_a_stream_is_an_event_and_the_end() -> None:
     response, _ = ask({**BODY, "stream": True}, client=FailingClient("engine_died", late=True))
 
