@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ktllama.r1.call_readers import CallReader, DeepSeekReader, HermesReader
+from ktllama.r1.call_tail import CallTail
 from ktllama.r1.delta import BLANKS
 from ktllama.r1.markers import earliest, held_back
 from ktllama.r1.tool_formats import (
@@ -119,7 +120,7 @@ class ToolCallParser:
         self._reader: CallReader | None = None
         self._raw = ""  # of a call that is not opened yet
         self._opened = False
-        self._tail: str | None = None  # behind a call's JSON
+        self._tail: CallTail | None = None  # behind a call's JSON
 
     def feed(self, text: str) -> list[ToolEvent]:
         """What ``text`` adds."""
@@ -129,7 +130,9 @@ class ToolCallParser:
             if self._reader is not None:
                 text = self._in_call(self._reader, text, events)
             elif self._tail is not None:
-                text = self._in_tail(text)
+                rest = self._tail.feed(text)
+                self._tail = self._tail if rest is None else None
+                text = rest or ""
             else:
                 text = self._in_content(text, events)
         return _joined(events)
@@ -199,7 +202,7 @@ class ToolCallParser:
                 events.append(ArgumentsText(self._index, step.arguments))
             if reader.complete:
                 events.append(CallClosed(self._index))
-                self._reader, self._tail = None, ""
+                self._reader, self._tail = None, CallTail(self._fence, self._end)
                 return text[at + 1 :]
         return ""
 
@@ -217,22 +220,6 @@ class ToolCallParser:
         raw, self._raw = self._raw, ""
         self._content(self._begin, events)
         return raw[len(self._begin) :] + rest
-
-    def _in_tail(self, text: str) -> str:
-        """A fence, and the end of the call, both with blanks around; either may be missing."""
-        assert self._tail is not None
-        for at, character in enumerate(text):
-            tail = self._tail + character
-            bare = tail.strip(BLANKS)
-            unfenced = bare.removeprefix(self._fence).lstrip(BLANKS)
-            if unfenced == self._end:
-                self._tail = None
-                return text[at + 1 :]
-            if not self._end.startswith(unfenced) and not self._fence.startswith(bare):
-                self._tail = None
-                return (unfenced if bare.startswith(self._fence) and self._fence else tail) + text[at + 1 :]
-            self._tail = tail
-        return ""
 
 
 def _joined(events: list[ToolEvent]) -> list[ToolEvent]:

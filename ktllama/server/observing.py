@@ -16,6 +16,7 @@ from ktllama.engine.errors import EngineRequestError
 from ktllama.engine.messages import ModelInfo
 from ktllama.server.errors import ApiError
 from ktllama.server.metrics import CONTENT_TYPE, Metrics
+from ktllama.server.model_names import names_of
 from ktllama.server.state import ServerState, server_state
 from ktllama.server.surroundings import Surroundings
 
@@ -87,7 +88,7 @@ async def one_model(request: Request, name: str) -> Response:
     """The model, by its name or one of the other names that it answers to."""
     state = server_state(request)
     model = state.model
-    if name not in (_name(state, model), *state.settings.other_names):
+    if name not in names_of(state):
         raise ApiError(
             404, f"there is no model {name!r}; this server has {_name(state, model)!r}", code="model_not_found"
         )

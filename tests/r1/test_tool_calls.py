@@ -65,6 +65,12 @@ CASES = [
     ),
     Case("deepseek-r1", f'{CB}{B}function{SEP}f\n```json\n{{"a": 1}}', None, (F,)),
     Case("deepseek-r1", f'{B}f{SEP}{{"a": 1}}{E}', None, (F,)),
+    # something else behind the arguments
+    Case("deepseek-r1", f'{B}f{SEP}{{"a": 1}} \n``x', " \n``x", (F,)),
+    Case("deepseek-r1", f'{B}f{SEP}{{"a": 1}}\n``` \n<x', "<x", (F,)),
+    Case("deepseek-r1", f'{B}f{SEP}{{"a": 1}}\n```\n```', "```", (F,)),
+    Case("deepseek-r1", f'{B}f{SEP}{{"a": 1}}\n{E[:5]} {E[5:]}', f"\n{E[:5]} {E[5:]}", (F,)),
+    Case("deepseek-r1", f'{B}f{SEP}{{"a": 1}}\n{E[:5]} \n', None, (F,)),
     # cut off
     Case("deepseek-r1", f'{CB}{B}function{SEP}f\n```json\n{{"a"', None, (call(0, "f", '{"a"', complete=False),)),
     Case("deepseek-r1", f"{CB}{B}function{SEP}f\n```json\n", f"{CB}{B}function{SEP}f\n```json\n"),
@@ -159,6 +165,15 @@ def test_a_number_of_more_digits_than_python_reads_makes_no_call() -> None:
     text = f'<tool_call>{{"arguments": {{"a": {"1" * 5000}}}, "name": "f"}}</tool_call>'
 
     assert parsed("hermes", [text]) == FoldedTools(content=text, calls=())
+
+
+def test_any_number_of_blanks_may_stand_around_the_end_of_a_call() -> None:
+    blanks = " \n" * 500_000  # quadratic work would take an hour
+    body = f'{B}function{SEP}f\n```json\n{{"a": 1}}'
+
+    assert parsed("deepseek-r1", [CB + body + blanks, "```" + blanks + E, CE]).calls == (F,)
+    assert parsed("deepseek-r1", [body + blanks, "word"]) == FoldedTools(content=blanks + "word", calls=(F,))
+    assert parsed("deepseek-r1", [body + "```" + blanks, "`"]) == FoldedTools(content="`", calls=(F,))
 
 
 SNIPPETS = [CB, CE, B, E, SEP, R1, HERMES, "<tool_call>", "</tool_call>", '{"name": "f", "arguments": ', '{"a": 1}']

@@ -98,7 +98,9 @@ def test_the_models_are_a_list_of_one() -> None:
 def test_an_alias_with_a_slash_is_the_models_name() -> None:
     settings = EndpointSettings(model_alias="me/my-model")
     assert said(asked("/v1/models", settings=settings))["data"][0]["id"] == "me/my-model"
-    assert asked("/v1/models/me/my-model", settings=settings).status == 200
+    for name in ("me/my-model", "tiny", "deepseek-chat"):
+        assert said(asked(f"/v1/models/{name}", settings=settings))["id"] == "me/my-model"
+    assert asked("/v1/models/my-model", settings=settings).status == 404
 
 
 def test_another_model_is_404_by_name() -> None:
