@@ -30,7 +30,10 @@ class Display(Protocol):
         """A piece of the answer."""
 
     def end(self, ended: Ended | None) -> None:
-        """The answer's end; None where it was stopped or broke off."""
+        """The answer's end; None where it was stopped."""
+
+    def break_off(self) -> None:
+        """There will be no more of the answer; what is told next says why."""
 
     def tell(self, text: str) -> None:
         """Something that is not part of an answer."""
@@ -66,10 +69,14 @@ class PlainDisplay:
 
     def end(self, ended: Ended | None) -> None:
         """End the line; say where it is not the whole."""
-        self._out.write("\n")
-        self._out.flush()
+        self.break_off()
         if ended is None or ended.reason != "stop":
             self.tell(f"[{_why(ended)}]")
+
+    def break_off(self) -> None:
+        """End the line."""
+        self._out.write("\n")
+        self._out.flush()
 
     def tell(self, text: str) -> None:
         """On the other stream."""
@@ -106,11 +113,15 @@ class TerminalDisplay:
 
     def end(self, ended: Ended | None) -> None:
         """Put thinking away and say what it took, in one dim line."""
+        self.break_off()
+        self._console.print(self._summary(ended), style="dim")
+
+    def break_off(self) -> None:
+        """Put thinking away and end the line."""
         if self._thinking:
             self._fold()
         if self._column_open:
             self._console.print()
-        self._console.print(self._summary(ended), style="dim")
 
     def tell(self, text: str) -> None:
         """A line of its own."""

@@ -43,25 +43,29 @@ class EngineSpeaker:
         """Load the model; ``progress`` hears the share. Raises EngineFailedError."""
         client = EngineClient(self._launch)
         self._state = ServerState(client=client, settings=self._settings)
-        self._run(client.start())
-        ready = self._begin(client.wait_ready())
         try:
+            self._run(client.start())
+            ready = self._begin(client.wait_ready())
             while not _done(ready, _PROGRESS_SECONDS):
                 progress(client.load_fraction)
             ready.result()
         except BaseException:
-            ready.cancel()
-            self._run(client.close())
+            self._end_client()
             raise
 
     def restart(self, launch: Launch, progress: Callable[[float], None]) -> None:
-        """Load again, as ``launch`` says; if that fails, as before. Raises EngineFailedError after that."""
+        """Load again, as ``launch`` says; if that fails or is interrupted, as before.
+
+        Raises EngineFailedError or KeyboardInterrupt after that. Interrupted once more, there is no engine until the
+        next restart.
+        """
         before, self._launch = self._launch, launch
-        self._end_client()
         try:
+            self._end_client()
             self.start(progress)
-        except EngineFailedError:
+        except BaseException:
             self._launch = before
+            self._end_client()
             self.start(progress)
             raise
 
@@ -116,7 +120,7 @@ class EngineSpeaker:
 
     def _end_client(self) -> None:
         if self._state is not None:
-            self._run(self._state.client.close())
+            self._run(self._state.client.close())  # also of one that is being closed, where that was interrupted
             self._state = None
 
     def _ready_state(self) -> ServerState:

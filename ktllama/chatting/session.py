@@ -107,8 +107,10 @@ class Session:
             pass  # the answer is stopped, not the program
         except SpeakerError as error:
             fault = error
-        self._display.end(ended)
-        if fault is not None:
+        if fault is None:
+            self._display.end(ended)
+        else:
+            self._display.break_off()
             self._display.tell(f"no answer: {fault}; /retry asks again")
         self.failed = fault is not None
         self._last_thinking = "".join(heard["reasoning"])
@@ -149,7 +151,7 @@ class Session:
         except SpeakerError as fault:
             self._display.tell(str(fault))
         except KeyboardInterrupt:
-            self._display.tell("stopped")
+            self._display.tell("stopped; /rules shows where the model is")
 
     def _retry(self, _: str) -> None:
         question = self.conversation.again()

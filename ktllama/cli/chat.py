@@ -30,7 +30,7 @@ _ENGINE_OPTIONS = ("model", "rules", "ctx", "parallel", "ubatch", "kv_type", "fl
 @click.option("--system", metavar="TEXT", default="", help="What the model is to be.")
 @click.option("--show-thinking", is_flag=True, help="Keep the thinking in sight; it is folded away otherwise.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1, 1 << 24), help="Of an answer, thinking included.")
-@click.option("--temperature", type=click.FloatRange(0, 5), help="[default: the model's]")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="[default: the model's]")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="[default: the model's]")
 @click.option("--seed", type=click.IntRange(0, (1 << 32) - 1), help="[default: by chance]")
 @click.option("--reasoning-budget", type=click.IntRange(0, 1 << 24), help="Tokens of thinking.")

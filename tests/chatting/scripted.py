@@ -51,6 +51,7 @@ class Remembering:
         self.folds = True
         self.told: list[str] = []
         self.ends: list[Ended | None] = []
+        self.broken_off = 0
 
     def begin(self) -> None:
         """Nothing."""
@@ -60,6 +61,9 @@ class Remembering:
 
     def end(self, ended: Ended | None) -> None:
         self.ends.append(ended)
+
+    def break_off(self) -> None:
+        self.broken_off += 1
 
     def tell(self, text: str) -> None:
         self.told.append(text)

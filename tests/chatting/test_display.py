@@ -69,6 +69,24 @@ def test_a_pipe_is_told_beside_the_answer_that_it_is_not_whole(ended: Ended | No
     assert plain(spoken("half"), ended=ended) == ("half\n", note)
 
 
+def test_an_answer_that_breaks_off_ends_its_line_and_says_no_more() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    display = PlainDisplay(out, err, folds=True)
+    display.begin()
+    display.hear(spoken("half"))
+    display.break_off()
+    assert (out.getvalue(), err.getvalue()) == ("half\n", "")
+
+    screen = io.StringIO()
+    terminal = TerminalDisplay(Console(file=screen, width=60, _environ={}), folds=True)
+    terminal.begin()
+    terminal.break_off()
+    assert screen.getvalue() == ""
+    terminal.hear(spoken("half"))
+    terminal.break_off()
+    assert screen.getvalue() == "half\n"
+
+
 def test_folded_thinking_is_shown_dimmed_and_then_a_line() -> None:
     seen = on_terminal(thought("because"), thought(" so"), spoken("answer"))
     assert "\x1b[2;3mbecause" in seen

@@ -53,6 +53,7 @@ def test_a_failure_is_told_and_may_be_retried() -> None:
     session, speaker, display = session_of(["the engine died"], [spoken("there")])
     session.run(reading("first"))
     assert display.told == ["no answer: the engine died; /retry asks again"]
+    assert (display.ends, display.broken_off) == ([], 1)  # nobody stopped it
     assert session.failed
     session.run(reading("/retry"))
     assert contents(speaker) == [[("user", "first")], [("user", "first")]]

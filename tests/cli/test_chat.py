@@ -15,8 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import click
 import pytest
 
+from ktllama.cli.chat import command as chat
+from ktllama.server.bodies import validated
+from ktllama.server.protocol.chat import ChatRequest
 from tests.cli.runner import ktllama
 from tests.server.served import ROOT, fake
 
@@ -37,6 +41,20 @@ def piped(text: str, *words: str, options: dict[str, object] = OPTIONS) -> subpr
     return subprocess.run(
         command(options, *words), input=text, capture_output=True, text=True, cwd=ROOT, timeout=_PATIENCE, check=False
     )
+
+
+def test_every_number_that_a_flag_takes_is_one_that_a_request_takes() -> None:
+    bounded = [
+        parameter
+        for parameter in chat.params
+        if isinstance(parameter, click.Option) and parameter.name in ChatRequest.model_fields
+        if isinstance(parameter.type, click.IntRange | click.FloatRange)
+    ]
+    assert {"max_tokens", "temperature", "top_p", "seed", "reasoning_budget"} <= {option.name for option in bounded}
+    for option in bounded:
+        assert isinstance(option.type, click.IntRange | click.FloatRange)
+        for bound in (option.type.min, option.type.max):
+            validated({"messages": [{"role": "user", "content": "hi"}], str(option.name): bound}, ChatRequest)
 
 
 class Terminal:
