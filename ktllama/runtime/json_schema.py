@@ -265,7 +265,10 @@ class _Converter:
             raise GrammarError(f"the JSON schema at {where} requires what is no name")
         if others is True and not properties and not required:
             return "object"
-        known = {**properties, **{name: True for name in required if name not in properties}}
+        unnamed = [name for name in required if name not in properties]
+        if unnamed and schema.get("additionalProperties") is False:
+            raise GrammarError(f"the JSON schema at {where} requires {unnamed[0][:80]!r} and has no such property")
+        known = {**properties, **dict.fromkeys(unnamed, schema.get("additionalProperties", True))}
         members = []
         needed = set(required)
         for name, value in known.items():

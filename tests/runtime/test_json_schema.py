@@ -46,6 +46,7 @@ _SCHEMAS: dict[str, Any] = {
     },
     "map": {"type": "object", "additionalProperties": {"enum": [1, "two", None]}},
     "required_only": {"type": "object", "required": ["x"]},
+    "required_others": {"properties": {"a": {}}, "required": ["x"], "additionalProperties": {"const": 1}},
     "recursive": {
         "$defs": {
             "node": {
@@ -150,6 +151,10 @@ _REFUSED = {
     "enum": ('{"enum": []}', "list that is not empty"),
     "siblings": ('{"anyOf": [{}], "properties": {}}', "has properties beside anyOf"),
     "all of": ('{"allOf": [{"type": "string"}, {"type": "null"}]}', "differ in type"),
+    "required, and none": (
+        '{"properties": {"a": {}}, "required": ["a", "zz"], "additionalProperties": false}',
+        "requires 'zz' and has no such property",
+    ),
     "anchor": ('{"properties": {"a": {"$ref": "#name"}}}', "'#name', which is not in it"),
     "no text as place": ('{"$ref": []}', "which is not in it"),
     "long place": ('{"anyOf": [{"$ref": "#/anyOf/' + "1" * 5000 + '"}]}', "which it does not have"),
