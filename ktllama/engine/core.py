@@ -359,10 +359,10 @@ class Engine:
                 return
 
     def _embed_some(self) -> None:
-        """Compute a ubatch of the prompts that are to be embedded, so that nobody waits longer for them."""
+        """Compute one batch of the prompts that are to be embedded, so that nobody waits longer for them."""
         job = self.embeddings[0]
         try:
-            job.compute(self.executor, self.executor.model.n_ubatch)
+            job.compute(self.executor, self.executor.embedding_batch)
         except Exception as error:
             _log.exception("embeddings failed: %s", error)
             self.embeddings.popleft()

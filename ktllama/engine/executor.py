@@ -113,6 +113,7 @@ class Executor(CellTable, Protocol):
     model: ModelInfo
     n_sequences: int
     max_embedding_tokens: int  # of a prompt that `embed` takes
+    embedding_batch: int  # tokens that `embed` computes at once
     parking_bytes: int  # main memory for saved cells; 0: sequences that nobody runs stay in the context
     end_tokens: frozenset[int]  # end of generation, control tokens that end an answer
 

@@ -20,7 +20,7 @@ from ktllama.runtime.context_options import ContextOptions
 from ktllama.runtime.load import LoadedModel
 from ktllama.runtime.params import context_params
 
-_CHUNK = 64  # every token is an output here, and an output costs a row of logits
+EMBEDDING_BATCH = 64  # tokens; every one is an output here, and an output costs a row of logits
 _LEAST_CELLS = 512
 
 
@@ -33,7 +33,7 @@ class Embedder:
         self._pooling = pooling
         self._n_ctx = n_ctx
         self._n_embd: int = self._api.llama_model_n_embd(loaded.model)
-        self._batch = Batch(self._api, _CHUNK)
+        self._batch = Batch(self._api, EMBEDDING_BATCH)
         self._context: Any = None
         self._n_cells = 0
         self._total: npt.NDArray[np.float64] = np.zeros(self._n_embd)  # what is pooled so far, of the prompt's
@@ -52,8 +52,8 @@ class Embedder:
             raise ValueError(f"tokens {start} to {end} do not go on from {self._n_computed} of {len(prompt)}")
         if start == 0:
             self._begin(len(prompt))
-        for first in range(start, end, _CHUNK):
-            last = min(first + _CHUNK, end)
+        for first in range(start, end, EMBEDDING_BATCH):
+            last = min(first + EMBEDDING_BATCH, end)
             self._pool(self._states(prompt[first:last], first), first)
             self._n_computed = last
         return self._vector() if end == len(prompt) else None
@@ -101,8 +101,8 @@ class Embedder:
         main = self._loaded.options
         options = ContextOptions(
             n_ctx=n_cells,
-            n_batch=_CHUNK,
-            n_ubatch=_CHUNK,
+            n_batch=EMBEDDING_BATCH,
+            n_ubatch=EMBEDDING_BATCH,
             type_k=main.type_k,
             type_v=main.type_v,
             flash_attn=main.flash_attn,

@@ -23,7 +23,7 @@ from ktllama.runtime.batch import Batch, OutputRows
 from ktllama.runtime.cells import Cells
 from ktllama.runtime.device_binding import CPU
 from ktllama.runtime.dry import DryPrototype
-from ktllama.runtime.embedder import Embedder
+from ktllama.runtime.embedder import EMBEDDING_BATCH, Embedder
 from ktllama.runtime.executor_options import parse_options
 from ktllama.runtime.grammar import Constraint, gbnf_of
 from ktllama.runtime.load import free_memory_bytes
@@ -84,6 +84,7 @@ class LlamaExecutor:
         self._gbnfs: dict[int, str] = {}
         self._grammars: OrderedDict[tuple[str, str], str] = OrderedDict()
         self.max_embedding_tokens = min(self.model.n_ctx, self.model.n_ctx_train)
+        self.embedding_batch = EMBEDDING_BATCH
         self._embedder = Embedder(loaded, pooling=self.model.pooling, n_ctx=self.max_embedding_tokens)
 
     # ── vocabulary ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -125,6 +125,7 @@ class FakeExecutor:
         self.n_sequences = options.n_sequences
         self.parking_bytes = options.parking_bytes
         self.max_embedding_tokens = min(options.n_ctx, options.n_ctx_train or options.n_ctx)
+        self.embedding_batch = 16
         self._n_embedded = 0
         self.end_tokens = frozenset({EOS})
         self.model = ModelInfo(

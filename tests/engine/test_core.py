@@ -461,7 +461,7 @@ def test_a_scheduler_that_stands_still_is_not_spun_for() -> None:
 
 
 def test_embeddings_are_made_in_parts_between_steps() -> None:
-    driver = Driver(FakeOptions(n_ubatch=16, end_chance=0))
+    driver = Driver(FakeOptions(end_chance=0))
     parts: list[list[tuple[int, int]]] = []
     real_embed = driver.fake.embed
 
@@ -488,7 +488,7 @@ def test_embeddings_are_made_in_parts_between_steps() -> None:
 
 
 def test_an_embedding_that_is_cancelled_halfway_leaves_the_next_one_alone() -> None:
-    driver = Driver(FakeOptions(n_ubatch=16))
+    driver = Driver()
     for name in ("left", "kept"):
         driver.engine.embed(Embedding(request_id=name, prompts=(tuple(range(40)),)))
     driver.engine.step()
