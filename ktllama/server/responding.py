@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 #: What `lenient` left out of the request, as a header of the answer.
 IGNORED_HEADER = "X-Ktllama-Ignored-Fields"
+_NAMED_CHARACTERS = 1024
 
 
 async def respond(
@@ -53,5 +54,6 @@ def ignored_header(left_out: list[str]) -> dict[str, str]:
     """The header that names what a lenient server ignored; nothing where it ignored nothing."""
     if not left_out:
         return {}
-    _log.warning("ignored the fields %s of a request", ", ".join(left_out))
-    return {IGNORED_HEADER: ", ".join(left_out).encode("ascii", "backslashreplace").decode()[:1024]}
+    named = ", ".join(left_out)[:_NAMED_CHARACTERS]  # a body may hold a million
+    _log.warning("ignored the fields %s of a request", named)
+    return {IGNORED_HEADER: named.encode("ascii", "backslashreplace").decode()[:_NAMED_CHARACTERS]}
