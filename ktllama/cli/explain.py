@@ -69,7 +69,7 @@ def command(
         report(fault.diagnostics)
         return fault.exit_status
     if page is not None:
-        _write_page(page, plan, after, force=force)
+        _write_page(page, plan, after, config, force=force)
     elif form == "json":
         click.echo(json.dumps(_document(plan, after, glob), indent=1))
     else:
@@ -112,11 +112,12 @@ def _print(plan: Translation, after: Translation | None, glob: str | None, ctx: 
         explain_text.print_summary(plan, ctx, sys.stdout)
 
 
-def _write_page(path: str, plan: Translation, after: Translation | None, *, force: bool) -> None:
+def _write_page(path: str, plan: Translation, after: Translation | None, config: str | None, *, force: bool) -> None:
     from ktllama.explaining import page as picture
     from ktllama.pages import page
 
     inputs = [plan.ruleset.file, *plan.model.paths, *([after.ruleset.file] if after else [])]
+    inputs += shared.config_files(config)
     page.check(path, overwrite=force, inputs=inputs)
     page.write(path, picture.render(plan, after), overwrite=force)
     click.echo(f"wrote {path}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ from ktllama.importing.command_line import CommandLine, parse
 from ktllama.importing.importer import import_command
 from ktllama.model import gguf, presets
 from ktllama.model.model_file import ModelFile
+from ktllama.pages import page as pages
 
 
 @click.command("import", context_settings={"allow_interspersed_args": False})
@@ -54,12 +54,15 @@ def command(
     """
     if model is not None and preset is not None:
         raise click.UsageError("--model and --preset exclude each other.")
-    if output is not None and os.path.lexists(output) and not force:
-        raise click.UsageError(f"{output} exists; --force overwrites it.")
     parsed = parse(command_line)
+    if output is not None:
+        pages.check(output, overwrite=force, inputs=[name for name in (model, parsed.model) if name is not None])
+    read = _model(parsed, model, preset)
+    if output is not None:
+        pages.check(output, overwrite=force, inputs=read.paths)  # every part of a split model
     done = import_command(
         parsed,
-        _model(parsed, model, preset),
+        read,
         gpus=gpus,
         device_map=parse_device_map(device_map),
         shown=command_line,
@@ -68,7 +71,11 @@ def command(
         click.echo(str(found), err=True)
     if fails(done.diagnostics, strict=strict):
         return 1
-    _write(done.text, output)
+    if output is None:
+        click.echo(done.text, nl=False)
+    else:
+        pages.write(output, done.text, overwrite=force)
+        click.echo(f"wrote {output}", err=True)
     return 0
 
 
@@ -80,14 +87,3 @@ def _model(parsed: CommandLine, model: str | None, preset: str | None) -> ModelF
         named = "the command names none" if path is None else f"the command's {path} does not exist here"
         raise click.UsageError(f"which model? {named}; give --model FILE.gguf or --preset NAME.")
     return gguf.read(path, header_only=True)
-
-
-def _write(text: str, output: str | None) -> None:
-    if output is None:
-        click.echo(text, nl=False)
-        return
-    try:
-        Path(output).write_text(text, encoding="utf-8")
-    except OSError as fault:
-        raise click.UsageError(f"{output} cannot be written: {fault.strerror}.") from fault
-    click.echo(f"wrote {output}", err=True)

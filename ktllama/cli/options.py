@@ -115,6 +115,11 @@ def model_for(rules: str, model: str | None, preset: str | None, config: str | N
     return model
 
 
+def config_files(config: str | None) -> tuple[str, ...]:
+    """What ``--config`` may read: that file, or the one in that folder."""
+    return () if config is None else (config, str(Path(config, "config.json")))
+
+
 def config_options(command: _Command) -> _Command:
     """``--config`` and ``--quant``."""
     quant = click.option(

@@ -113,7 +113,7 @@ def command(
     _check_form(form, chosen.target, words["parallel"])
     if (model, preset, config, rules) == (None, None, None, None):
         raise click.UsageError("Which model? Give --model FILE.gguf, --preset NAME or --config CONFIG.")
-    _check_files(output, page, (model, rules), force=force)
+    _check_files(output, page, (model, rules, *shared.config_files(config)), force=force)
     for_machine = _machine(words, chosen)
     wishes = _wishes(words, measured=for_machine.measured is not None)
     task = _Task(for_machine=for_machine, wishes=wishes, rules=rules, model=model, preset=preset, config=config)

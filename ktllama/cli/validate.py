@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +16,7 @@ from ktllama.cli import options as shared
 from ktllama.cli.progress import progress_bars
 from ktllama.cli.translate import report as report_findings
 from ktllama.errors import TextFileError
+from ktllama.model import gguf
 from ktllama.model.sources import is_remote
 from ktllama.pages import page as pages
 from ktllama.validating.report import Report
@@ -104,13 +107,16 @@ def command(
     Both read the same tokens. Exit status 1 if the mean KL divergence is past --max-kl or, where that is not given, a
     layer goes wrong by itself. Needs torch: pip install 'ktllama[reference]'.
     """
-    _check_usage(rules=rules, spread=spread, prompt=prompt, text_file=text_file, outputs=(json_file, page), force=force)
+    _check_usage(rules=rules, spread=spread, prompt=prompt, text_file=text_file)
     path = _local(shared.model_or_default(model))
     if against is not None:
         _local(against)
+    files = _outputs(json_file, page, force=force)
+    _check_files(files, (path, against, rules, text_file), force=force)
     text = _text(prompt, text_file)
     options = shared.make_options("python", device_map, default_device, budgets, load_mode)
     translation = placed(rules, spread, path, options)
+    _check_parts(files, translation.model.paths, against, force=force)
     report_findings(tuple(found for found in translation.diagnostics if found.severity != "note"))
     task = Task(
         translation=translation,
@@ -130,26 +136,35 @@ def command(
     return 0 if report.ok else 1
 
 
-def _check_usage(
-    *,
-    rules: str | None,
-    spread: str | None,
-    prompt: str | None,
-    text_file: str | None,
-    outputs: tuple[str | None, ...],
-    force: bool,
-) -> None:
+def _check_usage(*, rules: str | None, spread: str | None, prompt: str | None, text_file: str | None) -> None:
     if rules is not None and spread is not None:
         raise click.UsageError("--rules and --devices exclude each other.")
     if prompt is not None and text_file is not None:
         raise click.UsageError("--prompt and --text exclude each other.")
-    files = [name for name in outputs if name is not None and name != "-"]
+
+
+def _outputs(json_file: str | None, page: str | None, *, force: bool) -> list[str]:
+    """The files to write."""
+    files = [name for name in (None if json_file == "-" else json_file, page) if name is not None]
     if force and not files:
         raise click.UsageError("--force is for --json FILE and --html FILE.")
-    if len(set(files)) < len(files):
+    if len({os.path.realpath(name) for name in files}) < len(files):
         raise click.UsageError("--json and --html name the same file.")
+    return files
+
+
+def _check_files(files: list[str], inputs: Iterable[str | None], *, force: bool) -> None:
+    """Refuse what cannot be written, or is read, now and not after minutes of work."""
+    used = [name for name in inputs if name is not None]
     for name in files:
-        pages.check(name, overwrite=force)  # now, not after minutes of work
+        pages.check(name, overwrite=force, inputs=used)
+
+
+def _check_parts(files: list[str], parts: tuple[str, ...], against: str | None, *, force: bool) -> None:
+    """The same for every part of split models; only an overwritten file can be one."""
+    if force:
+        theirs = () if against is None else gguf.read(against, header_only=True).paths
+        _check_files(files, (*parts, *theirs), force=force)
 
 
 def _local(model: str) -> str:

@@ -33,10 +33,21 @@ def test_a_file_is_not_overwritten_unless_forced(tmp_path: Path) -> None:
     command = ("import", *R1, "-o", str(rules))
     ran = ktllama(*command, "llama-server -ngl 99")
     assert ran.status == 2
-    assert ran.err.endswith(f"Error: {rules} exists; --force overwrites it.\n")
+    assert ran.err == f"ktllama: {rules}: already exists; --force overwrites it\n"
     assert rules.read_text() == "mine"
     assert ktllama(*command, "--force", "llama-server -ngl 99").status == 0
     assert rules.read_text().startswith("# Placement rules")
+
+
+def test_the_model_that_is_read_is_never_overwritten(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    sparse.write(presets.load("deepseek-v2-lite"), model)
+    before = model.stat()
+    message = f"ktllama: {model}: is one of the files to read; give another name\n"
+    for words in (("-m", str(model), "--", "llama-server"), ("--", "llama-server", "-m", str(model))):
+        ran = ktllama("import", "-o", str(model), "--force", *words, "-ngl", "99")
+        assert (ran.status, ran.err) == (2, message)
+    assert (model.stat().st_size, model.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
 def test_a_model_is_needed() -> None:

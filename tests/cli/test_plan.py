@@ -209,3 +209,13 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert (ran.status, ran.out) == (1, "")
     assert ran.err.startswith("ktllama: DeepSeek R1 Distill Qwen 7B Q4_K_M does not fit: 3 GiB of RAM are ")
     assert "what would fit: a quantization of at most " in ran.err
+
+
+@pytest.mark.parametrize("option", ["-o", "--html"])
+def test_the_config_that_is_read_is_never_overwritten(option: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text("{}", encoding="utf-8")
+    for given in (config, tmp_path):
+        ran = ktllama("plan", "--config", str(given), "--vram", "8G", option, str(config), "--force")
+        assert (ran.status, ran.err) == (2, f"ktllama: {config}: is one of the files to read; give another name\n")
+    assert config.read_text(encoding="utf-8") == "{}"

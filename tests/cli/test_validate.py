@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,7 @@ def test_bad_input_is_one_line(model: Path, words: tuple[str, ...], message: str
         (("--prompt", "a", "--text", "b"), "--prompt and --text exclude each other."),
         (("--force",), "--force is for --json FILE and --html FILE."),
         (("--json", "a", "--html", "a"), "--json and --html name the same file."),
+        (("--json", "a", "--html", "./a"), "--json and --html name the same file."),
         (("--against", "hf:some/where"), "the model must be a file on this machine."),
     ],
 )
@@ -142,6 +144,25 @@ def test_a_file_that_is_there_is_not_overwritten(model: Path, folder: Path) -> N
     ran = ktllama("validate", "-m", str(model), *QUICK, "--html", str(page))
     assert (ran.status, ran.err) == (2, f"ktllama: {page}: already exists; --force overwrites it\n")
     assert page.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("option", ["--html", "--json"])
+@pytest.mark.parametrize("name", ["m.gguf", "reference.gguf", "text.txt", "rules.yaml"])
+def test_what_is_read_is_never_overwritten(option: str, name: str, model: Path, tmp_path: Path) -> None:
+    for copy in ("m.gguf", "reference.gguf"):
+        shutil.copyfile(model, tmp_path / copy)
+    (tmp_path / "text.txt").write_text("some words", encoding="utf-8")
+    (tmp_path / "rules.yaml").write_text(rule("", "cpu"), encoding="utf-8")
+    before = (tmp_path / name).read_bytes()
+    output = tmp_path / "link"
+    output.symlink_to(tmp_path / name)
+    ran = ktllama(
+        "validate", "-m", str(tmp_path / "m.gguf"), "--against", str(tmp_path / "reference.gguf"),
+        "--text", str(tmp_path / "text.txt"), "--rules", str(tmp_path / "rules.yaml"), *QUICK,
+        option, str(output), "--force",
+    )  # fmt: skip
+    assert (ran.status, ran.err) == (2, f"ktllama: {output}: is one of the files to read; give another name\n")
+    assert (tmp_path / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("option", ["--html", "--json"])
