@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ktllama import __version__
 from ktllama.cli import options as shared
 from ktllama.model.sources import is_remote
 from ktllama.pages import page as pages
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ktllama.measuring.speeds import Speeds
     from ktllama.model.model_file import ModelFile
     from ktllama.planner.machine import Machine
+    from ktllama.planner.plan import Plan
     from ktllama.planner.planning import Planner
     from ktllama.translation import Options
     from ktllama.tuning.search import Effort, Found, Task
@@ -30,6 +32,11 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Progress = Callable[[str, int, int | None], None]
+
+_NOT_ASKED = ("vram", "ram", "minutes", "threads")  # a trial has its own machine and threads
+
+#: Free memory changes by a few megabytes from one start to the next, and each change would be another machine.
+_DETECTED_STEP = 64 << 20
 
 
 def _machine_options(command: _Command) -> _Command:
@@ -110,6 +117,7 @@ def command(
     from ktllama.model import gguf
     from ktllama.planner import sessions
     from ktllama.planner.planning import planner
+    from ktllama.tuning.search import plan_of
 
     read = gguf.read(path)
     machine, options = _machine(words)
@@ -127,10 +135,11 @@ def command(
         kept = _state(state, read, path, rules, words, again=again)
         with _progress("trying") as progress:
             found = _search(task, words, kept, progress)
+        made = plan_of(task, found.winner.choice)
         if output is not None:
-            pages.write(output, found.winner.rules, overwrite=force)
+            pages.write(output, made.rules, overwrite=force)
             click.echo(f"wrote {output}", err=True)
-        _show(task, found, path, output, kept, as_json=as_json)
+        _show(made, found, path, output, kept, as_json=as_json)
     return 0
 
 
@@ -151,11 +160,17 @@ def _machine(words: dict[str, Any]) -> tuple[Machine, Options]:
 
     options = shared.make_options("python", words["device_map"], "cuda:0", (), "auto")
     here = detect(options.device_map)
-    sizes = dict(here.vram) if words["vram"] == budgets.DETECTED else budgets.parse_vram(words["vram"])
-    ram = here.ram if words["ram"] == budgets.DETECTED else budgets.parse_size("--ram", words["ram"])
+    detected = {name: _steady(n_bytes) for name, n_bytes in here.vram.items()}
+    sizes = detected if words["vram"] == budgets.DETECTED else budgets.parse_vram(words["vram"])
+    ram = _steady(here.ram) if words["ram"] == budgets.DETECTED else budgets.parse_size("--ram", words["ram"])
     budgets.check_against(here, {} if words["vram"] == budgets.DETECTED else sizes, ram)
     options = replace(options, device_map=device_map_of(here, options.device_map))
     return hardware.machine(sizes, ram, descriptions=here.descriptions), options
+
+
+def _steady(n_bytes: int) -> int:
+    """What was detected, down to whole steps; what is less than one stays."""
+    return n_bytes - n_bytes % _DETECTED_STEP or n_bytes
 
 
 def _measure(
@@ -222,7 +237,7 @@ def _task(ready: Planner, path: str, machine: Machine, measured: MeasuredSpeeds,
 def _state(
     given: str | None, model: ModelFile, path: str, rules: str | None, words: dict[str, Any], *, again: bool
 ) -> State:
-    """The trials of this question that were made before."""
+    """The trials of this question that were made before; the machine's memory and speeds are each trial's own."""
     from ktllama.measuring import cache
     from ktllama.tuning.trials import name_of, open_state
 
@@ -231,7 +246,8 @@ def _state(
         "model": [model.name, about.st_size, about.st_mtime_ns],
         "rules": None if rules is None else _text(rules),
         "machine": cache.hardware(),
-        "words": {name: value for name, value in words.items() if name not in ("minutes", "threads")},
+        "ktllama": __version__,
+        "words": {name: value for name, value in words.items() if name not in _NOT_ASKED},
     }
     asked = json.loads(json.dumps(asked))
     file = Path(given) if given is not None else cache.directory(os.environ) / name_of(asked)
@@ -285,12 +301,10 @@ def _show_speeds(speeds: Speeds, *, as_json: bool) -> None:
         print_speeds(speeds, sys.stdout)
 
 
-def _show(task: Task, found: Found, path: str, output: str | None, kept: State, *, as_json: bool) -> None:
+def _show(made: Plan, found: Found, path: str, output: str | None, kept: State, *, as_json: bool) -> None:
     from ktllama.cli.tune_text import print_found
     from ktllama.planner.document import plan_document
-    from ktllama.tuning.search import plan_of
 
-    made = plan_of(task, found.winner.choice)
     if not as_json:
         print_found(made, found, path, output, str(kept.path), sys.stdout)
         return

@@ -19,7 +19,7 @@ from ktllama.planner.planning import Planner
 from ktllama.planner.prediction import decode_seconds
 from ktllama.planner.wishes import ContextWishes
 from ktllama.runtime.timing_session import TimingSession
-from ktllama.tuning.trials import Choice, State, Trial, best
+from ktllama.tuning.trials import Choice, State, Trial, best, digest
 from ktllama.units import counted
 
 _UBATCHES = (256, 512, 1024, 2048, 4096)
@@ -89,14 +89,15 @@ def search(task: Task, effort: Effort, state: State, progress: Progress | None =
     made: list[Trial] = []
     for variants in _stages():
         for choice in variants(task, best(made)):
-            found = state.find(choice)
+            machine = digest(task.machines[choice.n_threads])
+            found = state.find(choice, machine)
             if found is None:
                 if time.monotonic() > ends and best(made) is not None:
                     complete = False
                     break
                 if progress is not None:
                     progress(wording(choice), len(made))
-                found = _tried(task, effort, choice)
+                found = replace(_tried(task, effort, choice), machine=machine)
                 state.add(found)
             made.append(found)
     winner = best(made)

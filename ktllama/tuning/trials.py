@@ -13,8 +13,9 @@ from pathlib import Path
 import pydantic
 
 from ktllama.errors import PathError
+from ktllama.planner.machine import Machine
 
-_VERSION = 1
+_VERSION = 2
 
 #: Decode that is slower by no more than this share is as good, and then prefill decides.
 ALIKE = 0.03
@@ -39,9 +40,10 @@ class Choice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What came of a choice: tokens a second, measured (each repetition) and predicted. ``failure`` is why it could not
-    be tried; ``rules`` is the rule file of its plan."""
+    be tried; ``rules`` is the rule file of its plan, and ``machine`` what that was planned for (:func:`digest`)."""
 
     choice: Choice
+    machine: str = ""
     ubatch: int = 0
     op_offload: bool = False
     rules: str = ""
@@ -92,9 +94,10 @@ class State:
     asked: Mapping[str, object]
     trials: list[Trial] = field(default_factory=list)
 
-    def find(self, choice: Choice) -> Trial | None:
-        """What came of ``choice``, if it was tried."""
-        return next((trial for trial in self.trials if trial.choice == choice), None)
+    def find(self, choice: Choice, machine: str) -> Trial | None:
+        """What came of ``choice``, if it was tried as planned for ``machine``: with other memory or other speeds the
+        same choice is another plan."""
+        return next((one for one in self.trials if (one.choice, one.machine) == (choice, machine)), None)
 
     def add(self, trial: Trial) -> None:
         """Keep ``trial``.
@@ -113,9 +116,14 @@ class State:
             raise StateFileError(str(self.path), f"cannot be written: {fault.strerror}") from fault
 
 
+def digest(machine: Machine) -> str:
+    """Stands for the budgets, to the byte, and the speeds that a plan is made for."""
+    return _hashed(asdict(machine))
+
+
 def name_of(asked: Mapping[str, object]) -> str:
     """The name of the state file of a question."""
-    return f"tune-{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    return f"tune-{_hashed(asked)}.json"
 
 
 def open_state(path: Path, asked: Mapping[str, object], *, again: bool = False) -> State:
@@ -143,6 +151,10 @@ def open_state(path: Path, asked: Mapping[str, object], *, again: bool = False) 
             "holds trials of another model, machine or question; name another file, or take --again to forget them",
         )
     return State(path=path, asked=asked, trials=list(found.trials))
+
+
+def _hashed(value: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _median(values: tuple[float, ...]) -> float:

@@ -10,6 +10,7 @@ import pytest
 from ktllama.measuring import cache
 from ktllama.measuring.speeds import DeviceSpeeds, Overheads, Speeds
 from ktllama.planner.budgets import n_physical_cores
+from ktllama.runtime.device_list import BackendDevice
 from ktllama.runtime.op_timing import MatrixTimes
 from tests.cli.runner import ktllama
 
@@ -96,6 +97,25 @@ def test_tune_tries_and_writes_the_rules_that_won(speeds: Path, tmp_path: Path) 
         2,
         f"ktllama: {rules}: already exists; --force overwrites it",
     )
+
+
+def test_tune_writes_the_plan_it_prints(speeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = tmp_path / "rules.yaml"
+    words = ("tune", "--ctx", "512", "--threads", "1", "--depth", "8", "--minutes", "0", "--stand-ins", "--json")
+    plans = []
+    for free in (2000 << 20, 2010 << 20, 520 << 20):
+        device = BackendDevice(name="CUDA0", description="card", kind="gpu", backend="CUDA",
+                               memory_total=24 << 30, memory_free=free, buffer_type="CUDA0")  # fmt: skip
+        monkeypatch.setattr("ktllama.planner.detection._gpus", lambda device=device: [device])
+        ran = ktllama(*words, "--force", "-o", str(written))
+        assert ran.status == 0
+        document = json.loads(ran.out)
+        assert document["plan"]["rules"] == written.read_text()
+        assert document["trials"][0]["rules"] == written.read_text()
+        plans.append((written.read_text(), "trying 1 thread" in ran.err))
+    (roomy, was_tried), (same, was_tried_again), (full, was_tried_anew) = plans
+    assert (was_tried, was_tried_again, was_tried_anew) == (True, False, True)
+    assert roomy == same != full
 
 
 def test_tune_shows_what_it_measured(speeds: Path) -> None:

@@ -13,6 +13,7 @@ from ktllama import assets
 from ktllama.devices import DeviceMap
 from ktllama.errors import LlamaCppError
 from ktllama.planner import hardware, sessions
+from ktllama.planner.machine import Machine
 from ktllama.planner.planning import planner
 from ktllama.planner.wishes import ContextWishes
 from ktllama.tuning import search as searching
@@ -75,6 +76,33 @@ def test_a_second_start_goes_on_where_the_first_ended(
     assert tried == [one.choice for one in second.trials]  # none twice
     assert search(task, replace(EFFORT, seconds=-1.0), open_state(path, ASKED)) == second
     assert [one["choice"]["n_threads"] for one in json.loads(path.read_text())["trials"]][:2] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        hardware.machine({}, 8 << 30),  # the words may be the same: "detected"
+        replace(hardware.machine({}, None), measured=True, token_seconds=1e-3),
+    ],
+)
+def test_trials_with_other_memory_or_speeds_are_not_taken(
+    other: Machine, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def tries(task: Task, effort: Effort, choice: Choice) -> Trial:
+        tried.append(choice)
+        return trial(choice, 10.0)
+
+    monkeypatch.setattr(searching, "_tried", tries)
+    path, at_once = tmp_path / "s.json", replace(EFFORT, seconds=-1.0)
+    first = search(task, at_once, open_state(path, ASKED))
+    changed = replace(task, machines=dict.fromkeys(task.machines, other))
+    second = search(changed, at_once, open_state(path, ASKED))
+    assert (len(first.trials), len(second.trials), len(tried)) == (1, 1, 2)
+    assert first.winner.machine != second.winner.machine
+    assert search(task, at_once, open_state(path, ASKED)) == first  # as before, and both are kept
+    assert len(tried) == 2
 
 
 def test_a_real_trial_has_its_plan_and_its_speeds(task: Task, tmp_path: Path) -> None:
