@@ -18,13 +18,14 @@ from ktllama.planner.plan import Plan
 from ktllama.planner.planning import Planner
 from ktllama.planner.prediction import decode_seconds
 from ktllama.planner.wishes import ContextWishes
+from ktllama.runtime.timing import Timed
 from ktllama.runtime.timing_session import TimingSession
-from ktllama.tuning.trials import Choice, State, Trial, best, digest
+from ktllama.tuning.trials import Choice, State, Trial, best, best_prefill, digest
 from ktllama.units import counted
 
 _UBATCHES = (256, 512, 1024, 2048, 4096)
 _MIB = 1 << 20
-_MAX_PREFILL = 2048
+_ENOUGH_SECONDS = 30.0  # a trial that took as long is not repeated: it measured many tokens already
 
 #: Gets what is tried next, and how many trials are done.
 Progress = Callable[[str, int], None]
@@ -32,7 +33,11 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How much a trial measures, and how long the search may take; a trial that has begun is finished."""
+    """How much a trial measures, and how long the search may take; a trial that has begun is finished.
+
+    Every trial of a search reads the same number of tokens: ``prefill_tokens``, or as many as fill the largest ubatch
+    that is tried, as far as the context has room.
+    """
 
     depth: int = 0
     prefill_tokens: int = 512
@@ -87,12 +92,14 @@ def search(task: Task, effort: Effort, state: State, progress: Progress | None =
     ends = time.monotonic() + effort.seconds
     complete = True
     made: list[Trial] = []
-    for variants in _stages():
-        for choice in variants(task, best(made)):
+    winner: Trial | None = None
+    for variants, pick in _stages():
+        compared = [] if winner is None else [winner]
+        for choice in variants(task, winner):
             machine = digest(task.machines[choice.n_threads])
             found = state.find(choice, machine)
             if found is None:
-                if time.monotonic() > ends and best(made) is not None:
+                if time.monotonic() > ends and any(trial.decode for trial in made):
                     complete = False
                     break
                 if progress is not None:
@@ -100,7 +107,8 @@ def search(task: Task, effort: Effort, state: State, progress: Progress | None =
                 found = replace(_tried(task, effort, choice), machine=machine)
                 state.add(found)
             made.append(found)
-    winner = best(made)
+            compared.append(found)
+        winner = pick(compared)
     if winner is None:
         raise NothingRanError(tuple(trial.failure for trial in made))
     return Found(trials=tuple(made), winner=winner, complete=complete)
@@ -137,8 +145,18 @@ def wording(choice: Choice) -> str:
 _Variants = Callable[[Task, Trial | None], Iterator[Choice]]
 
 
-def _stages() -> tuple[_Variants, ...]:
-    return (_threads, _ubatches, _offloading, _placements, _kv_types)
+_Pick = Callable[[list[Trial]], Trial | None]
+
+
+def _stages() -> tuple[tuple[_Variants, _Pick], ...]:
+    """What is varied, and which of a stage's trials stays. Ubatch and streaming are prefill's alone."""
+    return (
+        (_threads, best),
+        (_ubatches, best_prefill),
+        (_offloading, best_prefill),
+        (_placements, best),
+        (_kv_types, best),
+    )
 
 
 def _threads(task: Task, _so_far: Trial | None) -> Iterator[Choice]:
@@ -149,9 +167,16 @@ def _threads(task: Task, _so_far: Trial | None) -> Iterator[Choice]:
 def _ubatches(task: Task, so_far: Trial | None) -> Iterator[Choice]:
     if so_far is None or task.planner.wishes.ubatch is not None:
         return
-    for ubatch in _UBATCHES:
-        if ubatch != so_far.ubatch and ubatch <= max(task.planner.wishes.n_ctx, _UBATCHES[0]):
+    for ubatch in _tried_ubatches(task):
+        if ubatch != so_far.ubatch:
             yield replace(so_far.choice, ubatch=ubatch)
+
+
+def _tried_ubatches(task: Task) -> tuple[int, ...]:
+    wishes: ContextWishes = task.planner.wishes
+    if wishes.ubatch is not None:
+        return (wishes.ubatch,)
+    return tuple(size for size in _UBATCHES if size <= max(wishes.n_ctx, _UBATCHES[0]))
 
 
 def _offloading(task: Task, so_far: Trial | None) -> Iterator[Choice]:
@@ -183,9 +208,9 @@ def _tried(task: Task, effort: Effort, choice: Choice) -> Trial:
 
 def _measured(task: Task, effort: Effort, choice: Choice, made: Plan) -> Trial:
     translation = made.translation
-    # a context as long as the trial needs is enough: what is not filled costs memory and no time
-    room = made.context.n_ctx // made.context.n_seq_max - effort.depth
-    prefill = min(max(effort.prefill_tokens, made.context.n_ubatch), _MAX_PREFILL, room)
+    prefill = _prefill_tokens(task, effort)
+    started = time.monotonic()
+    found: list[Timed] = []
     with TimingSession(
         task.model_path,
         translation.settings,
@@ -194,7 +219,8 @@ def _measured(task: Task, effort: Effort, choice: Choice, made: Plan) -> Trial:
         stand_ins=task.stand_ins,
         cpu_bytes=translation.placement.bytes_by_device().get(devices.CPU, 0),
     ) as session:
-        found = [session.measure(effort.depth, prefill, effort.decode_tokens) for _ in range(effort.repetitions)]
+        while not found or (len(found) < effort.repetitions and time.monotonic() - started < _ENOUGH_SECONDS):
+            found.append(session.measure(effort.depth, prefill, effort.decode_tokens))
     return Trial(
         choice=choice,
         ubatch=made.context.n_ubatch,
@@ -204,6 +230,14 @@ def _measured(task: Task, effort: Effort, choice: Choice, made: Plan) -> Trial:
         decode=tuple(one.decode_tokens / one.decode_seconds for one in found),
         prefill=tuple(one.prefill_tokens / one.prefill_seconds for one in found),
     )
+
+
+def _prefill_tokens(task: Task, effort: Effort) -> int:
+    """The same for all trials of a search: speeds over prompts of different lengths cannot be compared, and an ubatch
+    that is never filled is a smaller one."""
+    wishes = task.planner.wishes
+    room = wishes.n_ctx // wishes.n_seq_max - effort.depth
+    return int(min(max(effort.prefill_tokens, *_tried_ubatches(task)), room))
 
 
 def _predicted(made: Plan, depth: float) -> float:

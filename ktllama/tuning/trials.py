@@ -72,6 +72,18 @@ def best(trials: list[Trial]) -> Trial | None:
     return max((trial for trial in done if trial.decode_speed >= limit), key=lambda trial: trial.prefill_speed)
 
 
+def best_prefill(trials: list[Trial]) -> Trial | None:
+    """The trial with the fastest prefill, of settings that decode alike wherever the same weights are on a device.
+
+    So measured decode differs by noise alone, and does not count; what is predicted of decode does, since a larger
+    buffer may leave room for fewer weights.
+    """
+    done = [trial for trial in trials if trial.decode]
+    limit = max((trial.predicted_decode for trial in done), default=0.0) * (1 - ALIKE)
+    alike = (trial for trial in done if trial.predicted_decode >= limit)
+    return max(alike, key=lambda trial: trial.prefill_speed, default=None)
+
+
 class _State(pydantic.BaseModel, extra="forbid"):
     version: int
     asked: dict[str, object]

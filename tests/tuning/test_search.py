@@ -12,13 +12,16 @@ import pytest
 from ktllama import assets
 from ktllama.devices import DeviceMap
 from ktllama.errors import LlamaCppError
+from ktllama.lower.settings import LlamaSettings
 from ktllama.planner import hardware, sessions
 from ktllama.planner.machine import Machine
 from ktllama.planner.planning import planner
 from ktllama.planner.wishes import ContextWishes
+from ktllama.runtime.context_options import ContextOptions
+from ktllama.runtime.timing import Timed
 from ktllama.tuning import search as searching
 from ktllama.tuning.search import Effort, NothingRanError, Task, search, wording
-from ktllama.tuning.trials import Choice, State, StateFileError, Trial, best, name_of, open_state
+from ktllama.tuning.trials import Choice, State, StateFileError, Trial, best, best_prefill, name_of, open_state
 
 ASKED: dict[str, object] = {"model": "tiny"}
 EFFORT = Effort(depth=8, prefill_tokens=16, decode_tokens=2, repetitions=1)
@@ -136,6 +139,43 @@ def test_of_those_that_decode_alike_the_fastest_prefill_wins() -> None:
     assert best([fastest, alike, slower, failed]) is alike
     assert best([failed]) is None
     assert best([]) is None
+
+
+def test_ubatches_are_compared_by_prefill_alone() -> None:
+    one = replace(trial(Choice(n_threads=1), 100.0, prefill=10.0), predicted_decode=50.0)
+    larger = replace(trial(Choice(n_threads=1, ubatch=2048), 90.0, prefill=30.0), predicted_decode=49.9)
+    crowded = replace(trial(Choice(n_threads=1, ubatch=4096), 99.0, prefill=90.0), predicted_decode=40.0)
+    failed = Trial(choice=Choice(n_threads=1, ubatch=256), failure="no")
+    assert best_prefill([one, larger, crowded, failed]) is larger  # the third has fewer weights on its GPU
+    assert best_prefill([failed]) is None
+    assert best_prefill([]) is None
+
+
+def test_every_trial_of_a_search_reads_as_many_tokens(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Session:
+        def __init__(self, _path: str, _settings: LlamaSettings, context: ContextOptions, **_: object) -> None:
+            self.n_ubatch = context.n_ubatch
+
+        def __enter__(self) -> Session:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def measure(self, depth: int, prefill_tokens: int, decode_tokens: int) -> Timed:
+            asked.append((self.n_ubatch, prefill_tokens))
+            return Timed(depth=depth, prefill_tokens=prefill_tokens, prefill_seconds=1.0, decode_tokens=decode_tokens,
+                         decode_seconds=1.0)  # fmt: skip
+
+    monkeypatch.setattr(searching, "TimingSession", Session)
+    task.planner.wishes = replace(task.planner.wishes, n_ctx=4096)
+    search(replace(task, machines={1: task.machines[1]}), EFFORT, State(path=tmp_path / "s.json", asked=ASKED))
+    assert {ubatch for ubatch, _ in asked} == {256, 512, 1024, 2048, 4096}
+    assert {n_tokens for _, n_tokens in asked} == {4096 - EFFORT.depth}
 
 
 def test_trials_of_another_question_are_not_taken(tmp_path: Path) -> None:
