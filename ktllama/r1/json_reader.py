@@ -9,7 +9,8 @@ _NUMBER_PREFIX = re.compile(r"-?(?:0|[1-9][0-9]*)?(?:(?<=[0-9])\.[0-9]*)?(?:(?<=
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _WORDS = ("true", "false", "null")
 _BLANKS = " \t\r\n"
-_MAX_DEPTH = 128
+#: Less than a prompt takes (`limits.MAX_DEPTH`, with the messages around it), so that every call can be sent back.
+_MAX_DEPTH = 48
 
 _Expected = Literal["value", "value or end", "key or end", "key", "colon", "comma or end", "nothing"]
 

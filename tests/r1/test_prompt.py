@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ktllama.r1.control_text import ControlStrings
 from ktllama.r1.errors import MessagesError, TemplateRefusalError
+from ktllama.r1.json_reader import JsonReader
 from ktllama.r1.profile import Profile, control_strings
 from ktllama.r1.prompt import Prompt, render
 from ktllama.r1.template import CHATML, ChatTemplate
@@ -313,6 +314,30 @@ def test_half_of_a_surrogate_pair_in_arguments_ends_no_conversation() -> None:
     prompt = r1(USER, {**calling(), "tool_calls": [call]}, result("1", "out"))
 
     assert '{"\ufffd": "\ufffd 😀"}' in prompt.text
+
+
+@pytest.mark.parametrize("end", ["1", '""', "[]", "1" * 10_000], ids=["number", "text", "list", "digits"])
+@pytest.mark.parametrize(
+    ("template", "profile"),
+    [(R1_TEMPLATE, R1_PROFILE), (V3_1_TEMPLATE, V3_1_PROFILE), (QWEN3_TEMPLATE, QWEN3_PROFILE)],
+    ids=["r1", "v3.1", "qwen3"],
+)
+def test_whatever_is_read_as_a_call_can_be_sent_back(template: ChatTemplate, profile: Profile, end: str) -> None:
+    depth = 1
+    while (arguments := nested(depth + 1, end)) and is_read(arguments):
+        depth += 1
+    call = {**CALL, "function": {"name": "f", "arguments": nested(depth, end)}}
+
+    render([USER, {**calling(), "tool_calls": [call]}, result("1", "out")], template=template, profile=profile)
+
+
+def nested(depth: int, end: str) -> str:
+    return '{"a":' * depth + end + "}" * depth
+
+
+def is_read(text: str) -> bool:
+    reader = JsonReader()
+    return all(reader.feed(character) is not None for character in text)
 
 
 MISTAKES: list[tuple[list[Any], str]] = [
