@@ -75,8 +75,9 @@ def _figures(trial: Trial) -> tuple[str, ...]:
 
 def _notes(plan: Plan, found: Found, state: str) -> Iterator[str]:
     yield (
-        "tokens/s, medians of short trials; predicted is decode at the same depth. Stage by stage, of those whose decode "
-        f"is within {ALIKE:.0%} of the fastest the one with the fastest prefill stayed; of ubatches the fastest prefill"
+        "tokens/s, medians of short trials; predicted is decode at the same depth. Stage by stage, of those whose "
+        f"decode is within {ALIKE:.0%} of the fastest the one with the fastest prefill stayed; of ubatches the one "
+        "with the fastest prefill"
     )
     if not found.complete:
         yield f"time was over before everything was tried; the same command goes on from {state}"
