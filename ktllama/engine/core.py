@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from ktllama.engine.embedding import Embedding, EmbeddingJob
+from ktllama.engine.embedding import Embedding, EmbeddingQueue
 from ktllama.engine.executor import Executor, OutOfCellsError, Row, Sampled
-from ktllama.engine.generation import Generation
+from ktllama.engine.generation import Generation, rows_of
 from ktllama.engine.lifecycle import Phase, Turn
 from ktllama.engine.messages import Accepted, Event, Failed, Finished, Stats
 from ktllama.engine.outgoing import Outgoing
@@ -58,7 +57,7 @@ class Engine:
         self._n_parallel = min(model.n_parallel, executor.n_sequences, max(1, model.n_ubatch - 1))
         self.scheduler = Scheduler(self.cache, n_ubatch=model.n_ubatch, n_parallel=self._n_parallel)
         self.generations: dict[str, Generation] = {}
-        self.embeddings: deque[EmbeddingJob] = deque()
+        self.embeddings = EmbeddingQueue()
         self.draining = False
         self._queue_limit = queue_limit
         self._clock = clock
@@ -92,17 +91,15 @@ class Engine:
     def embed(self, embedding: Embedding) -> None:
         """Queue an embedding, or refuse it."""
         if not self._refused(embedding.request_id, n_embeddings=1):
-            self.embeddings.append(EmbeddingJob(embedding))
+            self.embeddings.add(embedding)
 
     def cancel(self, request_id: str) -> None:
         """End a request now; nothing if it has ended."""
         generation = self.generations.get(request_id)
         if generation is not None:
             self._finish(generation, "cancelled")
-        for embedding in list(self.embeddings):
-            if embedding.request.request_id == request_id:
-                self.embeddings.remove(embedding)
-                self._fail_id(request_id, "engine_error", "cancelled")
+        if self.embeddings.remove(request_id):
+            self._fail_id(request_id, "engine_error", "cancelled")
 
     def fail(self, failed: Failed) -> None:
         """Answer a request that did not get here."""
@@ -188,7 +185,7 @@ class Engine:
         """Compute one batch. Raises EngineBrokenError when the executor has failed several times in a row."""
         start = self._clock()
         plan = self._schedule()
-        rows = _rows(plan)
+        rows = rows_of(plan)
         run_start = run_end = self._clock()
         if rows:
             sampled = self._run(plan, rows)
@@ -196,8 +193,8 @@ class Engine:
             if sampled is not None:
                 self._take_in(plan, sampled)
         self._watch_for_standstill(bool(rows or self.embeddings))
-        if self.embeddings:
-            self._embed_some()
+        if self.embeddings and (event := self.embeddings.compute(self.executor)) is not None:
+            self._outgoing.add(event)
         self._steps += 1
         end = self._clock()
         self._step_seconds += end - start
@@ -358,20 +355,6 @@ class Engine:
                 self._finish(generation, "length")
                 return
 
-    def _embed_some(self) -> None:
-        """Compute one batch of the prompts that are to be embedded, so that nobody waits longer for them."""
-        job = self.embeddings[0]
-        try:
-            job.compute(self.executor, self.executor.embedding_batch)
-        except Exception as error:
-            _log.exception("embeddings failed: %s", error)
-            self.embeddings.popleft()
-            self._fail_id(job.request.request_id, "engine_error", f"the embeddings failed: {error}")
-            return
-        if job.is_done:
-            self.embeddings.popleft()
-            self._outgoing.add(job.answer())
-
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _finish(
@@ -420,16 +403,3 @@ class Engine:
         del self.generations[generation.request.request_id]
         del self._guards[generation]
         self._throughput.ended(self._clock())
-
-
-def _rows(plan: dict[Generation, int]) -> list[Row]:
-    rows = []
-    for generation, n_rows in plan.items():
-        tokens, sequence, first = generation.tokens, generation.sequence, generation.n_computed
-        if n_rows == 1:
-            rows.append(Row(sequence, tokens[first], first, first + 1 == len(tokens)))
-            continue
-        end = first + n_rows
-        rows += [Row(sequence, tokens[position], position, False) for position in range(first, end)]
-        rows[-1].sample = end == len(tokens)
-    return rows

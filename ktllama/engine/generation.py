@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
+from ktllama.engine.executor import Row
 from ktllama.engine.lifecycle import ENDED, Phase, Turn, after
 from ktllama.engine.messages import Generate, Kind, TokenLogprob, Usage
 from ktllama.r1.delta import Delta
@@ -117,3 +119,17 @@ class Generation:
             completion_tokens=len(self.tokens) - self.n_prompt,
             reasoning_tokens=self.transcript.reasoning_tokens,
         )
+
+
+def rows_of(plan: Mapping[Generation, int]) -> list[Row]:
+    """The rows of the next tokens of each, as many as the plan says; the last asks for a sample if no other follows."""
+    rows = []
+    for generation, n_rows in plan.items():
+        tokens, sequence, first = generation.tokens, generation.sequence, generation.n_computed
+        if n_rows == 1:
+            rows.append(Row(sequence, tokens[first], first, first + 1 == len(tokens)))
+            continue
+        end = first + n_rows
+        rows += [Row(sequence, tokens[position], position, False) for position in range(first, end)]
+        rows[-1].sample = end == len(tokens)
+    return rows
