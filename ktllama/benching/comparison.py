@@ -11,18 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ktllama.benching.intervals import Interval, of_median, of_ratio
+from ktllama.benching.room import fit_together
 from ktllama.lower.settings import LlamaSettings
 from ktllama.runtime.context_options import ContextOptions
-from ktllama.runtime.load import free_memory_bytes
-from ktllama.runtime.sparse_copy import split_paths
 from ktllama.runtime.timing import Timed
 from ktllama.runtime.timing_session import Loaded, TimingSession
-
-#: Of the free memory the loaded models together may take this share.
-_LOADED_SHARE = 0.8
 
 _CELLS = 256  # llama.cpp pads the context to it (``llama_context::llama_context``)
 _WARM_UP_TOKENS = 8
@@ -33,13 +28,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One placement of the model at ``model_path``. ``cpu_bytes`` are the weights that stay in host memory."""
+    """One placement of the model at ``model_path``. ``cpu_bytes`` are the weights that stay in host memory,
+    ``gpu_bytes`` what is planned on each GPU, by llama.cpp's name (None: not known)."""
 
     name: str
     model_path: str
     settings: LlamaSettings
     context: ContextOptions
     cpu_bytes: int | None = None
+    gpu_bytes: Mapping[str, int] | None = None
     explicit_devices: tuple[str, ...] = ()
 
     def load(self, *, stand_ins: bool) -> TimingSession:
@@ -138,7 +135,7 @@ def _turn(n: int, repetition: int) -> Iterator[int]:
 @contextmanager
 def _sessions(contenders: Sequence[Contender], *, stand_ins: bool) -> Iterator[Callable[[int], _Opened]]:
     with ExitStack() as kept:
-        if _fit_together(contenders):
+        if fit_together(contenders):
             sessions = [kept.enter_context(contender.load(stand_ins=stand_ins)) for contender in contenders]
             yield lambda index: _Opened(sessions[index], closes=False)
         else:
@@ -158,18 +155,6 @@ class _Opened:
     def __exit__(self, *_: object) -> None:
         if self._closes:
             self._session.close()
-
-
-def _fit_together(contenders: Sequence[Contender]) -> bool:
-    if len(contenders) == 1:
-        return True
-    wanted = sum(
-        part.stat().st_size
-        for contender in contenders
-        for part in split_paths(Path(contender.model_path))
-        if part.exists()
-    )
-    return wanted <= _LOADED_SHARE * free_memory_bytes()
 
 
 def _with_speeds(one: Measured, first: Measured, *, is_first: bool) -> Measured:

@@ -140,6 +140,7 @@ def _names(rules: tuple[str, ...]) -> list[str]:
 
 def _contender(rules: str, name: str, model: str, options: Options, context: ContextOptions) -> Contender:
     from ktllama.benching.comparison import Contender
+    from ktllama.benching.room import gpu_bytes
     from ktllama.translation import translate
 
     translation = translate(rules, model, options=options)
@@ -156,6 +157,7 @@ def _contender(rules: str, name: str, model: str, options: Options, context: Con
         settings=translation.settings,
         context=context,
         cpu_bytes=translation.placement.bytes_by_device().get(devices.CPU, 0),
+        gpu_bytes=gpu_bytes(translation.placement, context, options.device_map),
         explicit_devices=tuple(options.device_map.chosen.values()),
     )
 

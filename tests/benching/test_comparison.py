@@ -29,7 +29,7 @@ def contender(model: str, name: str = "one", settings: LlamaSettings = CPU) -> C
 
 @pytest.mark.parametrize("stays_loaded", [True, False])
 def test_every_placement_is_first_in_turn(model: str, stays_loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "_fit_together", lambda contenders: stays_loaded)
+    monkeypatch.setattr(comparison, "fit_together", lambda contenders: stays_loaded)
     workload = Workload(depths=(0, 40), prefill_tokens=16, decode_tokens=2, repetitions=2)
     order: list[tuple[str, int, int]] = []
     found = compare(
