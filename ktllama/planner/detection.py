@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from itertools import count
+
 from ktllama.devices import DeviceMap
 from ktllama.errors import DeviceError
 from ktllama.planner.budgets import Detected, host_memory
@@ -19,15 +22,14 @@ def detect(device_map: DeviceMap) -> Detected:
         LlamaCppError: when llama.cpp is missing.
     """
     chosen = {llama: rule for rule, llama in device_map.chosen.items()}
+    taken = set(device_map.chosen)
     vram: dict[str, int] = {}
     descriptions: dict[str, str] = {}
     names: dict[str, str] = {}
-    numbers: dict[str, int] = {}
     for device in _gpus():
-        kind = _RULE_KINDS.get(device.backend, "cuda")
-        number = numbers.get(kind, 0)
-        name = chosen.get(device.name, f"{kind}:{number}")
-        numbers[kind] = number + 1
+        name = chosen.get(device.name) or _free_name(_RULE_KINDS.get(device.backend, "cuda"), taken)
+        assert name not in vram, name
+        taken.add(name)
         vram[name], descriptions[name], names[name] = device.memory_free, device.description, device.name
     return Detected(vram=vram, descriptions=descriptions, ram=host_memory(), llama_names=names)
 
@@ -44,6 +46,11 @@ def device_map_of(detected: Detected, device_map: DeviceMap) -> DeviceMap:
     plain = DeviceMap()
     renamed = {rule: llama for rule, llama in detected.llama_names.items() if plain.llama_name(rule) != llama}
     return DeviceMap(chosen={**renamed, **device_map.chosen})
+
+
+def _free_name(kind: str, taken: Set[str]) -> str:
+    """The first of a kind's names that neither the map gives to another device nor one before has."""
+    return next(name for number in count() if (name := f"{kind}:{number}") not in taken)
 
 
 def _gpus() -> list[BackendDevice]:
