@@ -49,5 +49,5 @@ def test_a_map_of_some_devices_leaves_the_others_their_own_names(pairs: tuple[st
 
 def test_a_map_to_a_device_that_is_not_there_is_refused() -> None:
     device_map = parse_device_map(("cuda:0=Vulkan0",))
-    with pytest.raises(DeviceError, match="llama.cpp has no Vulkan0 here"):
+    with pytest.raises(DeviceError, match=r"llama\.cpp has no Vulkan0 here"):
         device_map_of(detect(device_map), device_map)
