@@ -42,7 +42,7 @@ def best_threads(speeds: Speeds, model: ModelFile) -> int | None:
         overheads = host.overheads.get(kind_of(model))
         return total + (overheads.layer * model.n_layers + overheads.token if overheads else 0.0)
 
-    known = [n_threads for n_threads in speeds.threads_of(CPU) if speeds.of(CPU, n_threads).matrices]
+    known = [n_threads for n_threads in speeds.threads_of(CPU) if speeds.of(CPU, n_threads).has_matrices]
     return min(known, key=seconds, default=None)
 
 
@@ -63,7 +63,7 @@ def measured_machine(
     """
     kind = kind_of(model)
     host = speeds.of(CPU, n_threads)
-    if not host.matrices:
+    if not host.has_matrices:
         return machine
     names = llama_names or {}
     of_gpus = {gpu.name: speeds.of_gpu(names.get(gpu.name, gpu.name), n_threads) for gpu in machine.gpus}
@@ -92,9 +92,9 @@ def _measured(
     kernels_of: DeviceSpeeds | None = None,
 ) -> Processor:
     """``processor`` with what was found; a stand-in has the host's plain kernels."""
-    if kernels_of is not None and found.overheads and not found.matrices:
+    if kernels_of is not None and found.overheads and not found.has_matrices:
         found = replace(found, matrices=kernels_of.matrices, attention=kernels_of.attention)
-    if not found.matrices:
+    if not found.has_matrices:
         return processor
     used = {name: _kernel(by_buffer, repacks=repacks) for name, by_buffer in found.matrices.items() if by_buffer}
     overheads = found.overheads.get(kind_of(model)) or next(

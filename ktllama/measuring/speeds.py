@@ -32,9 +32,9 @@ class Overheads:
 class DeviceSpeeds:
     """One device with ``n_threads`` CPU threads (what computes, or for a GPU what drives it).
 
-    ``matrices`` is by ggml type and kind of buffer; ``attention`` by KV type and kind of attention (``f16 mla``), in
-    seconds an operation; ``crossing`` seconds for one change between it and the host, ``copy`` bytes a second from
-    the host to it.
+    ``matrices`` is by ggml type and kind of buffer, empty for a type that it has no kernel for; ``attention`` by KV
+    type and kind of attention (``f16 mla``), in seconds an operation; ``crossing`` seconds for one change between it
+    and the host, ``copy`` bytes a second from the host to it.
     """
 
     matrices: Mapping[str, Mapping[str, MatrixTimes]] = field(default_factory=dict)
@@ -42,6 +42,11 @@ class DeviceSpeeds:
     overheads: Mapping[str, Overheads] = field(default_factory=dict)
     crossing: float | None = None
     copy: float | None = None
+
+    @property
+    def has_matrices(self) -> bool:
+        """Whether any type of weights has figures: one that a device has no kernel for is kept without any."""
+        return any(self.matrices.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,7 @@ class Speeds:
         """What is known of a GPU: its operations do not depend on the threads, so they may be of another number."""
         found = self.of(device, n_threads)
         others = [self.of(device, number) for number in self.threads_of(device)]
-        full = next((one for one in others if one.matrices), found)
+        full = next((one for one in others if one.has_matrices), found)
         return replace(found, matrices=full.matrices, attention=full.attention, copy=full.copy)
 
     def with_device(self, device: str, n_threads: int, speeds: DeviceSpeeds) -> Speeds:

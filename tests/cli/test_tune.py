@@ -57,6 +57,16 @@ def test_plan_says_which_types_were_not_measured(speeds: Path) -> None:
     assert "by type of weights; Q4_K not measured: estimated from the types that were" in said
 
 
+def test_a_device_without_kernels_keeps_what_is_assumed(speeds: Path) -> None:
+    host = json.loads(speeds.read_text())
+    for one in host["devices"]:
+        one["matrices"] = {kind: [] for kind in one["matrices"]}
+    speeds.write_text(json.dumps(host))
+    ran = ktllama(*PLAN, "--ram", "detected", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert json.loads(ran.out)["speeds"] == "assumed"
+
+
 def test_plan_says_how_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ran = ktllama(*PLAN, "--speeds", "measured")
