@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -121,18 +121,17 @@ def command(
 
     read = gguf.read(path)
     machine, options = _machine(words)
-    measured = _measure(read, options, machine, words, again=again)
     if measure_only:
-        _show_speeds(measured.speeds, as_json=as_json)
+        _show_speeds(_measure(read, options, machine, words, again=again).speeds, as_json=as_json)
         return 0
-    with (
-        sessions.start(machine, options.device_map) as session,
-        planner(
+    with ExitStack() as stack:
+        kept = stack.enter_context(_state(state, read, path, rules, words, again=again))
+        measured = _measure(read, options, machine, words, again=again)
+        session = stack.enter_context(sessions.start(machine, options.device_map))
+        plans = planner(
             rules, read, session, machine=machine, wishes=_wishes(words), options=options, measured=measured
-        ) as ready,
-    ):
-        task = _task(ready, path, machine, measured, words)
-        kept = _state(state, read, path, rules, words, again=again)
+        )
+        task = _task(stack.enter_context(plans), path, machine, measured, words)
         with _progress("trying") as progress:
             found = _search(task, words, kept, progress)
         made = plan_of(task, found.winner.choice)
@@ -177,7 +176,7 @@ def _measure(
     model: ModelFile, options: Options, machine: Machine, words: dict[str, Any], *, again: bool
 ) -> MeasuredSpeeds:
     """What is known of this machine, after measuring what was not."""
-    from ktllama.measuring import cache
+    from ktllama.measuring import cache, locks
     from ktllama.measuring.machine import kind_of
     from ktllama.measuring.measure import CPU, Wanted, measure
     from ktllama.measuring.planned import MeasuredSpeeds
@@ -186,7 +185,6 @@ def _measure(
 
     about = cache.hardware()
     path = cache.path_of(about, cache.directory(os.environ))
-    start = Speeds() if again else cache.read(path) or Speeds()
     there = {device.name for device in available()}
     gpus = [name for gpu in machine.gpus if (name := options.device_map.llama_name(gpu.name)) in there]
     wanted = Wanted(
@@ -196,7 +194,8 @@ def _measure(
         kv_types=tuple(dict.fromkeys(words["kv_types"])),
         kinds=(kind_of(model),),
     )
-    with _progress("measuring") as progress:
+    with locks.held(path), _progress("measuring") as progress:
+        start = Speeds() if again else cache.read(path) or Speeds()
         found = measure(wanted, start, lambda speeds: cache.write(path, about, speeds), progress)
     return MeasuredSpeeds(speeds=found, device_map=options.device_map)
 
@@ -234,11 +233,13 @@ def _task(ready: Planner, path: str, machine: Machine, measured: MeasuredSpeeds,
     )
 
 
+@contextmanager
 def _state(
     given: str | None, model: ModelFile, path: str, rules: str | None, words: dict[str, Any], *, again: bool
-) -> State:
-    """The trials of this question that were made before; the machine's memory and speeds are each trial's own."""
-    from ktllama.measuring import cache
+) -> Iterator[State]:
+    """The trials of this question that were made before, for this process alone; the machine's memory and speeds are
+    each trial's own."""
+    from ktllama.measuring import cache, locks
     from ktllama.tuning.trials import name_of, open_state
 
     about = Path(path).stat()
@@ -251,7 +252,8 @@ def _state(
     }
     asked = json.loads(json.dumps(asked))
     file = Path(given) if given is not None else cache.directory(os.environ) / name_of(asked)
-    return open_state(file, asked, again=again)
+    with locks.held(file):
+        yield open_state(file, asked, again=again)
 
 
 def _text(rules: str) -> str:

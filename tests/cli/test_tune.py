@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ktllama.measuring import cache
+from ktllama.measuring.locks import held
 from ktllama.measuring.speeds import DeviceSpeeds, Overheads, Speeds
 from ktllama.planner.budgets import n_physical_cores
 from ktllama.runtime.device_list import BackendDevice
@@ -126,6 +127,20 @@ def test_tune_writes_the_plan_it_prints(speeds: Path, tmp_path: Path, monkeypatc
     (roomy, was_tried), (same, was_tried_again), (full, was_tried_anew) = plans
     assert (was_tried, was_tried_again, was_tried_anew) == (True, False, True)
     assert roomy == same != full
+
+
+def test_a_second_tune_does_not_write_over_the_first(speeds: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    words = ("tune", "--vram", "none", "--ctx", "512", "--threads", "1", "--minutes", "0", "--state", str(state))
+    for path in (state, speeds):
+        with held(path):
+            ran = ktllama(*words)
+        assert (ran.status, ran.out) == (2, "")
+        assert (
+            ran.err.splitlines()[-1]
+            == f"ktllama: {path}: another ktllama tune writes to it: wait until that one is done"
+        )
+    assert not state.exists()
 
 
 def test_tune_shows_what_it_measured(speeds: Path) -> None:
