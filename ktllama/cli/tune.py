@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ktllama import __version__
 from ktllama.cli import options as shared
@@ -34,6 +35,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _Progress = Callable[[str, int, int | None], None]
 
 _NOT_ASKED = ("vram", "ram", "minutes", "threads")  # a trial has its own machine and threads
+
+#: What only trials need.
+_FOR_TRIALS = ("output", "rules", "state", "minutes", "depth", "ctx", "parallel", "margin", "stand_ins")
 
 #: Free memory changes by a few megabytes from one start to the next, and each change would be another machine.
 _DETECTED_STEP = 64 << 20
@@ -108,6 +112,8 @@ def command(
     """
     if force and output is None:
         raise click.UsageError("--force is for --output.")
+    if measure_only:
+        _check_measure_only()
     path = shared.model_or_default(model)
     if is_remote(path):
         raise click.UsageError(
@@ -117,10 +123,12 @@ def command(
     from ktllama.model import gguf
     from ktllama.planner import sessions
     from ktllama.planner.planning import planner
+    from ktllama.planner.wishes import settled
     from ktllama.tuning.search import plan_of
 
     read = gguf.read(path)
     machine, options = _machine(words)
+    settled(_wishes(words), read)  # a context that the model cannot have is said before anything is measured
     if measure_only:
         _show_speeds(_measure(read, options, machine, words, again=again).speeds, as_json=as_json)
         return 0
@@ -140,6 +148,14 @@ def command(
             click.echo(f"wrote {output}", err=True)
         _show(made, found, path, output, kept, as_json=as_json)
     return 0
+
+
+def _check_measure_only() -> None:
+    """Refuse what nothing would be done with."""
+    asked = click.get_current_context()
+    given = [name for name in _FOR_TRIALS if asked.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    if given:
+        raise click.UsageError(f"--measure-only tries nothing; --{given[0].replace('_', '-')} is for trials.")
 
 
 def _check_files(output: str | None, state: str | None, inputs: tuple[str | None, ...], *, force: bool) -> None:

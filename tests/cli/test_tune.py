@@ -165,6 +165,12 @@ def test_tune_shows_what_it_measured(speeds: Path) -> None:
         (("--minutes", "nan"), "nan is no number"),
         (("--force",), "--force is for --output"),
         (("--output", "/nowhere/rules.yaml"), "/nowhere/rules.yaml: cannot be written: there is no such folder"),
+        (("--measure-only", "-o", "x.yaml"), "--measure-only tries nothing; --output is for trials"),
+        (("--measure-only", "--rules", "x.yaml"), "--measure-only tries nothing; --rules is for trials"),
+        (("--measure-only", "--state", "x.json"), "--measure-only tries nothing; --state is for trials"),
+        (("--measure-only", "--minutes", "10"), "--measure-only tries nothing; --minutes is for trials"),
+        (("--measure-only", "--depth", "512"), "--measure-only tries nothing; --depth is for trials"),
+        (("--measure-only", "--stand-ins"), "--measure-only tries nothing; --stand-ins is for trials"),
         (("--output", "x.yaml", "--state", "./x.yaml"), "--output and --state name the same file"),
     ],
 )
@@ -173,6 +179,22 @@ def test_what_cannot_be_tuned_is_said_in_a_line(words: tuple[str, ...], said: st
     assert (ran.status, ran.out) == (2, "")
     assert said in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_nothing_is_measured_for_what_cannot_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measures(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("ktllama.measuring.measure.measure", measures)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    long = ktllama("tune", "--vram", "none", "--ctx", "100000")
+    assert long.status == 2
+    assert "ktllama: --ctx 100000: tiny-R1 was trained with a context of 4096 tokens" in long.err
+    (tmp_path / "ktllama").write_text("no folder")
+    for words in ((), ("--measure-only",)):
+        unwritable = ktllama("tune", "--vram", "none", *words)
+        assert unwritable.status == 2
+        assert unwritable.err.endswith(".json: cannot be written: File exists\n")
 
 
 @pytest.mark.parametrize("option", [("--force", "--output"), ("--again", "--state")])
