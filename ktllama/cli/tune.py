@@ -240,11 +240,16 @@ def _task(ready: Planner, path: str, machine: Machine, measured: MeasuredSpeeds,
     first = ready.wishes.n_threads
     threads = sorted(_threads(words), key=lambda n_threads: n_threads != first)
     model = ready.opened.model
+    kv_types = tuple(dict.fromkeys(words["kv_types"]))
     return Task(
         planner=ready,
         model_path=path,
-        machines={n_threads: measured.of(model, machine, ready.wishes, n_threads) for n_threads in threads},
-        kv_types=tuple(dict.fromkeys(words["kv_types"])),
+        machines={
+            (n_threads, kv_type): measured.of(model, machine, replace(ready.wishes, kv_type=kv_type), n_threads)
+            for n_threads in threads
+            for kv_type in kv_types
+        },
+        kv_types=kv_types,
         stand_ins=words["stand_ins"],
     )
 

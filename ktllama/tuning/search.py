@@ -50,14 +50,19 @@ class Effort:
 class Task:
     """What is tuned: the model at ``model_path`` as ``planner`` has it.
 
-    ``machines`` is by number of threads, the predicted best first; ``kv_types`` are those allowed, the asked one first.
+    ``machines`` is by number of threads, the predicted best first, and type of KV cache, whose attention has its own
+    speed; ``kv_types`` are those allowed, the asked one first.
     """
 
     planner: Planner
     model_path: str
-    machines: dict[int, Machine]
+    machines: dict[tuple[int, str], Machine]
     kv_types: tuple[str, ...] = ("f16",)
     stand_ins: bool = False
+
+    def machine(self, choice: Choice) -> Machine:
+        """What a choice is planned for."""
+        return self.machines[choice.n_threads, choice.kv_type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +101,7 @@ def search(task: Task, effort: Effort, state: State, progress: Progress | None =
     for variants, pick in _stages():
         compared = [] if winner is None else [winner]
         for choice in variants(task, winner):
-            machine = digest(task.machines[choice.n_threads])
+            machine = digest(task.machine(choice))
             found = state.find(choice, machine)
             if found is None:
                 if time.monotonic() > ends and any(trial.decode for trial in made):
@@ -120,7 +125,7 @@ def plan_of(task: Task, choice: Choice) -> Plan:
     Raises:
         KtllamaError: when nothing fits, or llama.cpp refuses it.
     """
-    machine = task.machines[choice.n_threads]
+    machine = task.machine(choice)
     wishes: ContextWishes = replace(
         task.planner.wishes,
         n_threads=choice.n_threads,
@@ -160,7 +165,7 @@ def _stages() -> tuple[tuple[_Variants, _Pick], ...]:
 
 
 def _threads(task: Task, _so_far: Trial | None) -> Iterator[Choice]:
-    for n_threads in task.machines:
+    for n_threads in dict.fromkeys(n_threads for n_threads, _ in task.machines):
         yield Choice(n_threads=n_threads, kv_type=task.kv_types[0])
 
 

@@ -129,6 +129,21 @@ def test_tune_writes_the_plan_it_prints(speeds: Path, tmp_path: Path, monkeypatc
     assert roomy == same != full
 
 
+def test_each_kv_type_is_predicted_with_its_own_attention(
+    speeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = json.loads(speeds.read_text())
+    for one in host["devices"]:
+        one["attention"] = {"f16 mla": 1e-12, "q8_0 mla": 1e-6}  # as slow as nothing else is
+    speeds.write_text(json.dumps(host))
+    monkeypatch.setattr("ktllama.measuring.measure.measure", lambda wanted, start, keep, progress: start)
+    ran = ktllama("tune", "--vram", "none", "--ctx", "512", "--threads", "1", "--depth", "128", "--kv-type", "f16",
+                  "--kv-type", "q8_0", "--state", str(tmp_path / "state.json"), "--json")  # fmt: skip
+    assert ran.status == 0
+    predicted = {one["choice"]["kv_type"]: one["predicted_decode"] for one in json.loads(ran.out)["trials"]}
+    assert predicted["q8_0"] < predicted["f16"] / 10
+
+
 def test_a_second_tune_does_not_write_over_the_first(speeds: Path, tmp_path: Path) -> None:
     state = tmp_path / "state.json"
     words = ("tune", "--vram", "none", "--ctx", "512", "--threads", "1", "--minutes", "0", "--state", str(state))

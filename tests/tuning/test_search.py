@@ -35,7 +35,7 @@ def task() -> Iterator[Task]:
         sessions.start(machine, DeviceMap()) as session,
         planner(None, str(assets.tiny_r1()), session, machine=machine, wishes=wishes) as ready,
     ):
-        yield Task(planner=ready, model_path=str(assets.tiny_r1()), machines={2: machine, 1: machine})
+        yield Task(planner=ready, model_path=str(assets.tiny_r1()), machines={(2, "f16"): machine, (1, "f16"): machine})
 
 
 def trial(choice: Choice, decode: float, prefill: float = 1.0, ubatch: int = 512) -> Trial:
@@ -51,7 +51,9 @@ def test_each_setting_is_varied_from_the_best_so_far(
         "_tried",
         lambda task, effort, choice: trial(choice, speeds[choice.n_threads], prefill=choice.ubatch or 512),
     )
-    task = replace(task, kv_types=("f16", "q8_0"))
+    machine = task.machines[1, "f16"]
+    both = {(n_threads, kv_type): machine for n_threads in (2, 1) for kv_type in ("f16", "q8_0")}
+    task = replace(task, machines=both, kv_types=("f16", "q8_0"))
     found = search(task, EFFORT, State(path=tmp_path / "s.json", asked=ASKED))
     assert [one.choice for one in found.trials] == [
         Choice(n_threads=2), Choice(n_threads=1),
@@ -109,7 +111,7 @@ def test_trials_with_other_memory_or_speeds_are_not_taken(
 
 
 def test_a_real_trial_has_its_plan_and_its_speeds(task: Task, tmp_path: Path) -> None:
-    one = replace(task, machines={1: task.machines[1]})
+    one = replace(task, machines={(1, "f16"): task.machines[1, "f16"]})
     one.planner.wishes = replace(one.planner.wishes, ubatch=128)  # leaves one trial
     found = search(one, EFFORT, State(path=tmp_path / "s.json", asked=ASKED))
     (made,) = found.trials
@@ -173,7 +175,11 @@ def test_every_trial_of_a_search_reads_as_many_tokens(
 
     monkeypatch.setattr(searching, "TimingSession", Session)
     task.planner.wishes = replace(task.planner.wishes, n_ctx=4096)
-    search(replace(task, machines={1: task.machines[1]}), EFFORT, State(path=tmp_path / "s.json", asked=ASKED))
+    search(
+        replace(task, machines={(1, "f16"): task.machines[1, "f16"]}),
+        EFFORT,
+        State(path=tmp_path / "s.json", asked=ASKED),
+    )
     assert {ubatch for ubatch, _ in asked} == {256, 512, 1024, 2048, 4096}
     assert {n_tokens for _, n_tokens in asked} == {4096 - EFFORT.depth}
 
