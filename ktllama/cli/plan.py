@@ -278,6 +278,9 @@ def _measured(words: dict[str, Any], device_map: DeviceMap) -> MeasuredSpeeds | 
         if words["speeds"] == "measured":
             raise NotMeasuredError(str(path))
         return None
+    n_threads = words["threads"]
+    if words["speeds"] == "measured" and n_threads not in (None, *speeds.threads_of("CPU")):
+        raise NotMeasuredError(str(path), n_threads)
     return MeasuredSpeeds(speeds=speeds, device_map=device_map)
 
 

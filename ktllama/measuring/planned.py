@@ -14,16 +14,24 @@ from ktllama.measuring.speeds import Speeds
 from ktllama.model.model_file import ModelFile
 from ktllama.planner.machine import Machine
 from ktllama.planner.wishes import ContextWishes
+from ktllama.units import counted
 
 
 class NotMeasuredError(KtllamaError):
-    """Measured speeds were asked for and this machine has none; ``path`` is where they would be."""
+    """Measured speeds were asked for and this machine has none, or none with so many threads; ``path`` is where they
+    would be."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, n_threads: int | None = None) -> None:
         self.path = path
-        super().__init__(path)
+        self.n_threads = n_threads
+        super().__init__(path, n_threads)
 
     def __str__(self) -> str:
+        if self.n_threads is not None:
+            return (
+                f"this machine's speeds were not measured with {counted(self.n_threads, 'thread')} yet (they are not "
+                f"in {self.path}): ktllama tune --threads {self.n_threads} measures them"
+            )
         return f"this machine's speeds were not measured yet (there is no {self.path}): ktllama tune measures them"
 
 
@@ -49,7 +57,8 @@ class MeasuredSpeeds:
         known = self.speeds.threads_of("CPU")
         nearest = min(known, key=lambda n: abs(n - n_threads), default=n_threads)
         names = {gpu.name: self.device_map.llama_name(gpu.name) for gpu in machine.gpus}
-        return measured_machine(machine, self.speeds, model, nearest, llama_names=names, kv_type=wishes.kv_type)
+        found = measured_machine(machine, self.speeds, model, nearest, llama_names=names, kv_type=wishes.kv_type)
+        return replace(found, measured_threads=nearest) if found.measured and nearest != n_threads else found
 
 
 def kept(environment: Mapping[str, str]) -> tuple[Path, Speeds | None]:

@@ -39,7 +39,8 @@ class Machine:
 
     ``link_bandwidth`` is from host memory to a GPU, in bytes a second; ``crossing_seconds`` what it costs a decoded
     token to go from one device to another, ``token_seconds`` what it costs whatever it reads. ``measured`` says that
-    the speeds are this machine's and not assumed.
+    the speeds are this machine's and not assumed, ``measured_threads`` that they are of another number of threads than
+    the plan's.
     """
 
     cpu: Processor
@@ -48,6 +49,7 @@ class Machine:
     crossing_seconds: float = 20e-6
     token_seconds: float = 0.0
     measured: bool = False
+    measured_threads: int | None = None
 
     @property
     def processors(self) -> tuple[Processor, ...]:

@@ -11,7 +11,7 @@ from ktllama.planner.hardware import HOST_SHARES, OTHER_HOST_SHARE
 from ktllama.planner.machine import Machine
 from ktllama.planner.memory import DeviceMemory
 from ktllama.translation import Translation
-from ktllama.units import format_bytes
+from ktllama.units import counted, format_bytes
 
 #: A type without repacked kernels on x86 → one of about its size that has them (``ggml/src/ggml-cpu/repack.cpp``,
 #: ``ggml_repack_get_optimal_repack_type``: Q4_0, Q4_K, IQ4_NL and MXFP4 with AVX2, Q2_K with AVX512).
@@ -20,9 +20,24 @@ _WORTH_A_NOTE = 0.1
 _WORTH_CHANGING = 1.2
 
 
-def notes(translation: Translation, memory: tuple[DeviceMemory, ...], machine: Machine) -> tuple[str, ...]:
-    """One sentence a note."""
-    return (*_slow_types(translation, machine), *_unused(memory), *_host_memory(memory, machine))
+def notes(
+    translation: Translation, memory: tuple[DeviceMemory, ...], machine: Machine, n_threads: int | None
+) -> tuple[str, ...]:
+    """One sentence a note; ``n_threads`` are the plan's."""
+    return (
+        *_other_threads(machine, n_threads),
+        *_slow_types(translation, machine),
+        *_unused(memory),
+        *_host_memory(memory, machine),
+    )
+
+
+def _other_threads(machine: Machine, n_threads: int | None) -> Iterator[str]:
+    if machine.measured_threads is not None and n_threads is not None:
+        yield (
+            f"{counted(n_threads, 'thread')} {'was' if n_threads == 1 else 'were'} not measured; these are the figures "
+            f"of {machine.measured_threads}"
+        )
 
 
 def _slow_types(translation: Translation, machine: Machine) -> Iterator[str]:

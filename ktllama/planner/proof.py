@@ -70,7 +70,7 @@ def prove(
         flash_attention=proposal.done.log.flash_attention,
         rounds=planner.rounds,
         n_nodes=planner.n_nodes,
-        notes=notes(translation, memory, planner.machine),
+        notes=notes(translation, memory, planner.machine, context.n_threads),
     )
 
 

@@ -68,6 +68,20 @@ def test_a_device_without_kernels_keeps_what_is_assumed(speeds: Path) -> None:
     assert json.loads(ran.out)["speeds"] == "assumed"
 
 
+def test_plan_says_that_the_figures_are_of_other_threads(speeds: Path) -> None:
+    known = sorted({1, n_physical_cores()})
+    assert json.loads(ktllama(*PLAN, "--ram", "detected", "--threads", "1", "--json").out)["notes"] == []
+    other = known[-1] + 1
+    notes = json.loads(ktllama(*PLAN, "--ram", "detected", "--threads", str(other), "--json").out)["notes"]
+    assert notes == [f"{other} threads were not measured; these are the figures of {known[-1]}"]
+    refused = ktllama(*PLAN, "--ram", "detected", "--speeds", "measured", "--threads", str(other))
+    assert (refused.status, refused.out) == (2, "")
+    assert refused.err == (
+        f"ktllama: this machine's speeds were not measured with {other} threads yet (they are not in {speeds}): ktllama "
+        f"tune --threads {other} measures them\n"
+    )
+
+
 def test_plan_says_how_speeds_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     ran = ktllama(*PLAN, "--speeds", "measured")
