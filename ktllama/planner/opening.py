@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ktllama import devices
-from ktllama.errors import ModelFileError, RulesetError
+from ktllama.errors import LlamaCppError, ModelFileError, RulesetError
 from ktllama.model import sparse
 from ktllama.model.model_file import ModelFile
 from ktllama.planner import fixed_part
@@ -65,3 +65,14 @@ def sparse_file(model: ModelFile) -> Iterator[Path]:
         except OSError as fault:
             raise ModelFileError(str(path), f"a sparse file could not be written: {fault.strerror}") from fault
         yield path
+
+
+@contextmanager
+def user_named(model: ModelFile, path: Path) -> Iterator[None]:
+    """Let what llama.cpp says against the sparse file at ``path``, which will be gone, name the user's file."""
+    name = model.paths[0] if model.paths else model.name
+    try:
+        yield
+    except LlamaCppError as fault:
+        log = tuple(line.replace(str(path), name) for line in fault.log)
+        raise LlamaCppError(fault.reason.replace(str(path), name), log=log) from fault

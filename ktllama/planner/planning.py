@@ -23,7 +23,7 @@ from ktllama.planner.errors import PlanError
 from ktllama.planner.fill import fill, first_gpu
 from ktllama.planner.machine import Machine
 from ktllama.planner.memory import DeviceMemory, handover_bytes, padding_bytes, streamed_bytes, weight_bytes
-from ktllama.planner.opening import open_rules, sparse_file
+from ktllama.planner.opening import open_rules, sparse_file, user_named
 from ktllama.planner.parts import ModelParts, cut, with_nodes
 from ktllama.planner.plain_overrides import plain
 from ktllama.planner.plan import Candidate, Plan
@@ -215,7 +215,8 @@ class Planner:
         Raises:
             LlamaCppError: when it refuses all.
         """
-        made = self.session.run_contexts(self.path, settings, [self.wishes.context(size) for size in sizes])
+        with user_named(self.opened.model, self.path):
+            made = self.session.run_contexts(self.path, settings, [self.wishes.context(size) for size in sizes])
         self.rounds += 1
         found: dict[int, Buffers] = {
             size: self._compute(done, size) for size, done in zip(sizes, made, strict=True) if isinstance(done, DryRun)
@@ -320,7 +321,8 @@ class Planner:
         self, parts: ModelParts, assignment: Assignment, context: ContextOptions, *, streams: bool
     ) -> Proposal:
         placement, lowering = self._lowered(parts, assignment, streams=streams)
-        done = self.session.run(self.path, self._plain(lowering), context)
+        with user_named(self.opened.model, self.path):
+            done = self.session.run(self.path, self._plain(lowering), context)
         self.rounds += 1
         return Proposal(
             assignment=assignment, placement=placement, lowering=lowering, done=done, n_ubatch=context.n_ubatch

@@ -11,7 +11,7 @@ import pytest
 from ktllama import shipped_rules
 from ktllama.devices import DeviceMap
 from ktllama.errors import LlamaCppError, ModelFileError, RulesetError
-from ktllama.model import gguf, presets
+from ktllama.model import gguf, presets, sparse
 from ktllama.model.model_file import Tensor
 from ktllama.planner import hardware
 from ktllama.planner.assigning import Reserve, raised
@@ -218,6 +218,16 @@ def test_a_file_that_llama_cpp_would_abort_over_is_refused_by_its_own_name(tmp_p
     with pytest.raises(ModelFileError) as raised:
         plan(model=path, machine=hardware.machine(gpus(1), None), wishes=replace(QUICK, n_ctx=512))
     assert str(raised.value).startswith(f"{path}: metadata key 'deepseek2.expert_group_count' is 8, ")
+
+
+def test_a_file_that_llama_cpp_refuses_is_named_as_the_user_knows_it(tmp_path: Path) -> None:
+    model = gguf.read(TinyDeepSeek().write(tmp_path / "known.gguf"))
+    path = tmp_path / "broken.gguf"
+    sparse.write(replace(model, metadata={**model.metadata, "deepseek2.attention.head_count": 0}), path)
+    with pytest.raises(LlamaCppError) as raised:
+        plan(None, str(path), machine=hardware.machine({}, None), wishes=ContextWishes(n_ctx=256))
+    assert raised.value.reason == f"llama.cpp refused to load {path}"
+    assert not any("/model.gguf" in line for line in raised.value.log)
 
 
 def test_the_planned_memory_is_what_a_real_load_reports(tmp_path: Path) -> None:
