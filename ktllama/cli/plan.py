@@ -139,6 +139,7 @@ def command(
 class _ForMachine:
     machine: Machine
     options: Options
+    here: bool  # the plan is for the machine that it is made on
     measured: MeasuredSpeeds | None = None
 
 
@@ -178,7 +179,8 @@ def _plan(task: _Task) -> Plan:
     from ktllama.planner import sessions
 
     machine, options = task.for_machine.machine, task.for_machine.options
-    session = sessions.start(machine, options.device_map)  # before what takes long to import
+    # before what takes long to import
+    session = sessions.start(machine, options.device_map, here=task.for_machine.here)
     from ktllama.planner.planning import plan
 
     return plan(
@@ -204,7 +206,7 @@ def _survey(task: _Task) -> Survey:
     machine, options = task.for_machine.machine, task.for_machine.options
     with (
         progress_bars() as progress,
-        sessions.start(with_another(machine), options.device_map) as session,
+        sessions.start(with_another(machine), options.device_map, here=task.for_machine.here) as session,
         planner(
             task.rules,
             task.model,
@@ -256,7 +258,13 @@ def _machine(words: dict[str, Any], chosen: Options) -> _ForMachine:
         there = ", ".join(sizes) or "no GPU"
         raise BudgetError(f"--device-map {strange[0]}: there is no budget for it; --vram gives {there}")
     machine = hardware.machine(sizes, host, bandwidth=speeds, link_bandwidth=link, descriptions=descriptions)
-    return _ForMachine(machine=machine, options=chosen, measured=_measured(words, chosen.device_map))
+    return _ForMachine(
+        machine=machine, options=chosen, here=_is_here(words), measured=_measured(words, chosen.device_map)
+    )
+
+
+def _is_here(words: dict[str, Any]) -> bool:
+    return budgets.DETECTED in (words["ram"], words["vram"])
 
 
 def _measured(words: dict[str, Any], device_map: DeviceMap) -> MeasuredSpeeds | None:
@@ -268,8 +276,7 @@ def _measured(words: dict[str, Any], device_map: DeviceMap) -> MeasuredSpeeds | 
     given = [name for name in ("bandwidth", "link_bandwidth") if words[name]]
     if words["speeds"] == "measured" and given:
         raise click.UsageError(f"--speeds measured and --{given[0].replace('_', '-')} exclude each other.")
-    here = budgets.DETECTED in (words["ram"], words["vram"])
-    if words["speeds"] == "assumed" or given or (words["speeds"] == "auto" and not here):
+    if words["speeds"] == "assumed" or given or (words["speeds"] == "auto" and not _is_here(words)):
         return None
     from ktllama.measuring.planned import MeasuredSpeeds, NotMeasuredError, kept
 
@@ -285,7 +292,6 @@ def _measured(words: dict[str, Any], device_map: DeviceMap) -> MeasuredSpeeds | 
 
 
 def _wishes(words: dict[str, Any], *, measured: bool) -> ContextWishes:
-    here = budgets.DETECTED in (words["ram"], words["vram"])
     offload = {"auto": None, "on": True, "off": False}[words["op_offload"]]
     return ContextWishes(
         n_ctx=words["ctx"] or 0,
@@ -294,7 +300,7 @@ def _wishes(words: dict[str, Any], *, measured: bool) -> ContextWishes:
         flash_attn=cast(Literal["auto", "on", "off"], words["flash_attn"]),
         ubatch=_ubatch(words["ubatch"]),
         op_offload=offload,
-        n_threads=words["threads"] or (budgets.n_physical_cores() if here and not measured else None),
+        n_threads=words["threads"] or (budgets.n_physical_cores() if _is_here(words) and not measured else None),
         margin=budgets.parse_margin(words["margin"]),
     )
 

@@ -114,6 +114,15 @@ def test_the_python_of_a_plan_runs(tmp_path: Path) -> None:
         llm.close()
 
 
+def test_mapped_devices_are_stood_in_for_unless_the_plan_is_for_this_machine() -> None:
+    ran = ktllama(*LITE, "--vram", "6G", "--device-map", "cuda:0=Vulkan7", "--json")
+    assert ran.status == 0
+    assert json.loads(ran.out)["stand_ins"] == ["Vulkan7"]
+    here = ktllama(*LITE, "--vram", "6G", "--ram", "detected", "--device-map", "cuda:0=Vulkan7")
+    assert (here.status, here.out) == (2, "")
+    assert "llama.cpp has no device Vulkan7 here" in here.err
+
+
 def test_rules_with_auto_are_an_error_elsewhere_that_says_how_to_plan(tmp_path: Path) -> None:
     rules = tmp_path / "auto.yaml"
     rules.write_text(rule(r"\.mlp\.experts$", "auto", recursive=False) + rule("", "cuda:0"))
