@@ -22,7 +22,7 @@ from torch import Tensor
 from ktllama.reference.activations import Activations
 from ktllama.reference.attention import AttentionKernels, Cache
 from ktllama.reference.cpu_attention import CpuAttention
-from ktllama.reference.decoder import prepare
+from ktllama.reference.decoder import Mixture, prepare
 from ktllama.reference.model import DTYPES, Model, load
 from ktllama.reference.streaming import StreamedModel
 
@@ -34,11 +34,30 @@ DTYPE_BY_NAME: Mapping[str, torch.dtype] = {str(dtype).removeprefix("torch."): d
 LED_OUTPUTS = 32
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratings:
+    """What a router chose by: ``rated`` (T, E), the more the better.
+
+    ``moves`` (T, E) is how far a rating moves, about, if what the router was given is off by all its length. The
+    experts are in ``n_groups`` groups of one size; ``n_groups_used`` are chosen first, by the sum of their ``n_rating``
+    best.
+    """
+
+    rated: Floats
+    moves: Floats
+    n_groups: int = 1
+    n_groups_used: int = 1
+    n_rating: int = 1
+
+
 class Leader(Protocol):
     """Sees every layer of a pass over T tokens, and knows what the other program made of it."""
 
-    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer]) -> None:
-        """The experts (T, experts used) that a layer chose in either pass; told before its output."""
+    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer], ratings: Ratings) -> None:
+        """The experts (T, experts used) that a layer chose in either pass; told before its output.
+
+        ``ratings`` are what the choice of the led pass was made by.
+        """
 
     def layer(self, layer: int, own: Floats, given: Floats, led: Floats) -> Floats:
         """A layer's output in its own pass, and what it was given and made of it in the led pass, all (T, width).
@@ -161,14 +180,28 @@ class _Routing:
 
     def __init__(self, leader: Leader) -> None:
         self._leader = leader
+        self._ratings: Ratings | None = None
 
     def layer(self, index: int, hidden: Tensor) -> None:
         """Told by :func:`_through` itself."""
 
+    def router(self, index: int, x: Tensor, mixture: Mixture) -> None:  # noqa: ARG002
+        """Keep the led pass's ratings for :meth:`routing`."""
+        config = mixture.config
+        rated, moves = mixture.ratings(x[len(x) // 2 :])
+        self._ratings = Ratings(
+            rated=_array(rated),
+            moves=_array(moves),
+            n_groups=config.n_groups,
+            n_groups_used=config.n_groups_used,
+            n_rating=1 if config.group_score == "max" else 2,
+        )
+
     def routing(self, index: int, experts: Tensor, weights: Tensor) -> None:  # noqa: ARG002
         """Experts (2·T, k): first those of the own pass."""
         own, led = experts.numpy().reshape(2, -1, experts.shape[-1])
-        self._leader.routing(index, own, led)
+        assert self._ratings is not None
+        self._leader.routing(index, own, led, self._ratings)
 
 
 def _array(values: Tensor) -> Floats:

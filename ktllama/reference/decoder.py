@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ktllama.reference.activations import Rounding, product
 from ktllama.reference.attention import Cache, LayerCache, Pass, visibility
-from ktllama.reference.config import RopeConfig
+from ktllama.reference.config import MoeConfig, RopeConfig
 from ktllama.reference.parts import RMSNorm, linear
 from ktllama.reference.rope import rotation
 
@@ -24,6 +24,23 @@ class Observer(Protocol):
 
     def routing(self, index: int, experts: Tensor, weights: Tensor) -> None:
         """The experts that layer ``index`` chose, best first, and their weights, both (B·T, k): ``ffn_moe_topk-N``."""
+
+
+@runtime_checkable
+class RouterObserver(Observer, Protocol):
+    """An observer that looks at routers, too."""
+
+    def router(self, index: int, x: Tensor, mixture: Mixture) -> None:
+        """What the router of layer ``index`` is given, (B·T, D), and where it is; told before its choice."""
+
+
+class Mixture(Protocol):
+    """A mixture of experts, of which an observer sees the router."""
+
+    config: MoeConfig
+
+    def ratings(self, x: Tensor) -> Tensor:
+        """As :meth:`ktllama.reference.experts.MixtureOfExperts.ratings`."""
 
 
 class Unobserved:

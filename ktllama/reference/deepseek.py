@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ktllama.reference.activations import Rounding, product
 from ktllama.reference.attention import Cache, LayerCache, Pass
 from ktllama.reference.config import DeepSeekConfig
-from ktllama.reference.decoder import Decoder, Embedding, Observer, Unobserved, initialise, prepare
+from ktllama.reference.decoder import Decoder, Embedding, Observer, RouterObserver, Unobserved, initialise, prepare
 from ktllama.reference.experts import MixtureOfExperts
 from ktllama.reference.parts import FeedForward, Matrix, RMSNorm, Stack, linear
 from ktllama.reference.rope import rotate
@@ -105,6 +105,8 @@ class Block(nn.Module):
         if isinstance(self.ffn, FeedForward):
             fed: Tensor = x + self.ffn(normed)
             return fed
+        if isinstance(observe, RouterObserver):
+            observe.router(index, normed.flatten(0, 1), self.ffn)
         made, experts, weights = self.ffn(normed.flatten(0, 1))
         observe.routing(index, experts, weights)
         mixed: Tensor = x + made.view_as(x)

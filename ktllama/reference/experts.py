@@ -6,6 +6,7 @@ Source: DeepSeek-V2 (arXiv 2405.04434, section 2.2), DeepSeek-V3 (arXiv 2412.194
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TypeAlias
@@ -30,8 +31,7 @@ def route(logits: Tensor, bias: Tensor | None, config: MoeConfig) -> tuple[Tenso
 
     The bias takes part in the choice only; the weights come from the unbiased scores.
     """
-    scores = logits.softmax(-1) if config.gating == "softmax" else logits.sigmoid()
-    rated = scores if bias is None else scores + bias
+    scores, rated = rate(logits, bias, config)
     if config.n_groups > 1:
         rated = _within_best_groups(rated, config)
     experts = rated.topk(config.n_experts_used, dim=-1).indices
@@ -39,6 +39,12 @@ def route(logits: Tensor, bias: Tensor | None, config: MoeConfig) -> tuple[Tenso
     if config.normalize:
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(_LEAST_SUM)
     return experts, weights * config.scale
+
+
+def rate(logits: Tensor, bias: Tensor | None, config: MoeConfig) -> tuple[Tensor, Tensor]:
+    """Every expert's score, and what it is chosen by, both (N, E)."""
+    scores = logits.softmax(-1) if config.gating == "softmax" else logits.sigmoid()
+    return scores, scores if bias is None else scores + bias
 
 
 def _within_best_groups(rated: Tensor, config: MoeConfig) -> Tensor:
@@ -95,9 +101,24 @@ class MixtureOfExperts(nn.Module):
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The experts and weights of every token, in float32 at least."""
+        return route(*self._router(x), self.config)
+
+    def ratings(self, x: Tensor) -> Tensor:
+        """What experts are chosen by, and how far that moves if ``x`` is off by all its length in some direction.
+
+        Both are (N, E); the latter is the slope of the score times |x|·|w|/√D, which is what a random direction of D
+        has in common with an expert's row w of the router.
+        """
+        logits, bias = self._router(x)
+        scores, rated = rate(logits, bias, self.config)
+        rows = self.gate_inp.weight.to(logits.dtype).norm(dim=-1)
+        lengths = x.to(logits.dtype).norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
+        return torch.stack((rated, scores * (1 - scores) * lengths * rows))
+
+    def _router(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The router's logits (N, E), in float32 at least, and its bias."""
         logits = product(x.to(wide(x)), self.gate_inp.weight.to(wide(x)), self.gate_inp.rounding)
-        bias = None if self.exp_probs_b is None else self.exp_probs_b.bias.to(logits.dtype)
-        return route(logits, bias, self.config)
+        return logits, None if self.exp_probs_b is None else self.exp_probs_b.bias.to(logits.dtype)
 
     def used(self, counts: list[int]) -> Iterable[Expert]:
         """The matrices of the experts that have tokens."""

@@ -28,7 +28,8 @@ class LayerErrors:
 
     ``flipped`` marks the tokens for which the router chose other experts than the reference's; ``own_flipped`` those
     for which it does so though given the same input. Both are None for a dense layer. ``chosen`` is then what the
-    reference chose and what llama.cpp chose, both (T, experts used) in ascending order.
+    reference chose and what llama.cpp chose, both (T, experts used) in ascending order, and ``nudges`` (T) how far the
+    router's input must be off to explain what ``own_flipped`` marks (:func:`ktllama.validating.choices.nudges`).
     """
 
     layer: int
@@ -37,6 +38,7 @@ class LayerErrors:
     flipped: npt.NDArray[np.bool_] | None = None
     own_flipped: npt.NDArray[np.bool_] | None = None
     chosen: tuple[Experts, Experts] | None = None
+    nudges: Floats | None = None
 
     @property
     def median(self) -> float:
@@ -87,11 +89,15 @@ class Outputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """The experts (T, experts used) that a router chose in the same three passes."""
+    """The experts (T, experts used) that a router chose in the same three passes.
+
+    ``nudges`` (T) is how far its input must be off to explain that ``led`` is not ``llama``.
+    """
 
     reference: npt.NDArray[np.integer]
     llama: npt.NDArray[np.integer]
     led: npt.NDArray[np.integer]
+    nudges: Floats
 
 
 def compare_layer(layer: int, outputs: Outputs, routing: Routing | None, dtype: str) -> LayerErrors:
@@ -108,6 +114,7 @@ def compare_layer(layer: int, outputs: Outputs, routing: Routing | None, dtype: 
         flipped=(chosen[0] != chosen[1]).any(axis=1),
         own_flipped=(_ascending(routing.led) != chosen[1]).any(axis=1),
         chosen=chosen,
+        nudges=routing.nudges,
     )
 
 

@@ -14,7 +14,7 @@ from ktllama.units import counted
 from ktllama.validating.comparison import Comparison
 from ktllama.validating.layers import Flip, LayerErrors, first_flip, flipped_positions
 from ktllama.validating.positions import Floats, PositionErrors
-from ktllama.validating.suspects import Suspect, first_suspect, largest
+from ktllama.validating.suspects import Suspect, far_off, first_suspect, largest
 
 #: The mean KL divergence, in nats, to which rounding may be carried by a text that the model does not know.
 CARRIED_KL = 2e-2
@@ -64,12 +64,12 @@ class Report:
         """Whether what is past the limit is rounding that all layers carried on.
 
         That can be said where the reference rounds as llama.cpp does in every layer, little is left that may differ,
-        and none goes wrong by itself.
+        and none goes wrong by itself, not even for one token.
         """
         compared = self.comparison
         sharp = all(compared.rounded) and max(compared.expected(0), compared.expected(None)) <= _SHARP
         past = not self.limit_given and not self.within
-        return past and sharp and self._certain is None and self.mean_kl <= CARRIED_KL
+        return past and sharp and self._certain is None and not self._far_off and self.mean_kl <= CARRIED_KL
 
     @property
     def ok(self) -> bool:
@@ -80,13 +80,18 @@ class Report:
 
     @property
     def suspect(self) -> Suspect | None:
-        """The layer that goes wrong; where it fails without one, the layer that adds the largest error."""
+        """The layer that goes wrong; where it fails without one, the one furthest past what is expected, if any is."""
         found = self._certain
         return found if found is not None or self.ok else largest(self.layers, self.comparison.expected)
 
     @property
     def _certain(self) -> Suspect | None:
         return first_suspect(self.layers, self.output, self.comparison.expected)
+
+    @property
+    def _far_off(self) -> bool:
+        """Whether no rounding explains what some layer makes of some token."""
+        return any(far_off(found, self.comparison.expected(found.layer)).any() for found in self.layers)
 
     @property
     def activations(self) -> str:
@@ -148,19 +153,21 @@ def verdict(report: Report) -> str:
 
 
 def suspicion(report: Report) -> str | None:
-    """Which layer on which device goes wrong, or None."""
+    """Which layer on which device goes wrong, or that none does though it fails; None where it passes."""
     found = report.suspect
     if found is None:
-        return None
+        return None if report.ok else "no layer stands out: each adds no more than is expected of it"
     where = "the output (output_norm, output)" if found.layer is None else f"layer {found.layer}"
     on = " and ".join(report.devices_of(found))
     error, expected = number(found.error), number(report.comparison.expected(found.layer))
     if not found.certain:
-        return f"no layer stands out; the largest error is added by {where} on {on}: {error}, expected about {expected}"
+        said = f"the largest error is added by {where} on {on}: {error} for one token, expected about {expected}"
+        return f"no layer stands out; {said}"
     before = " (or the embedding before it)" if found.layer == 0 else ""
+    share = "" if found.share > 0.5 else f" for {percentage(found.share)} of the tokens"
     return (
-        f"{where} on {on} goes wrong first{before}: given the same input, it is off by {error} of what it adds, where "
-        f"about {expected} is expected"
+        f"{where} on {on} goes wrong first{before}: given the same input, it is off by {error} of what it adds{share}, "
+        f"where about {expected} is expected"
     )
 
 

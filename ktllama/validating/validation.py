@@ -21,6 +21,7 @@ from ktllama.model import gguf
 from ktllama.model.model_file import ModelFile
 from ktllama.placing.ir import Placement
 from ktllama.translation import Translation
+from ktllama.validating.choices import nudges
 from ktllama.validating.comparison import Comparison, comparison, same_types
 from ktllama.validating.default_text import default_text
 from ktllama.validating.layers import Hidden, LayerErrors, Outputs, Routing, compare_layer
@@ -29,7 +30,7 @@ from ktllama.validating.report import Report, devices_by_layer
 from ktllama.validating.rounding import ActivationsChoice, activations, cpu_kernels
 
 if TYPE_CHECKING:
-    from ktllama.reference.arrays import Kernels, ReferencePass
+    from ktllama.reference.arrays import Kernels, Ratings, ReferencePass
     from ktllama.runtime.context_options import ContextOptions
     from ktllama.runtime.probe import Capture
 
@@ -173,14 +174,15 @@ class LlamaLeader:
         self._dtype = dtype
         self._routing: Routing | None = None
 
-    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer]) -> None:
-        """The experts (T, experts used) that the reference chose in ``layer``; told before :meth:`layer`.
+    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer], ratings: Ratings) -> None:
+        """The experts (T, experts used) that the reference chose in ``layer``, and by what; before :meth:`layer`.
 
         Raises:
             LlamaCppError: when llama.cpp showed no such choice, or one of another shape.
         """
         theirs = self._experts.pop(layer, None)
-        self._routing = Routing(reference=own, llama=_shown(theirs, own, f"experts of layer {layer}"), led=led)
+        llama = _shown(theirs, own, f"experts of layer {layer}")
+        self._routing = Routing(reference=own, llama=llama, led=led, nudges=nudges(ratings, led, llama))
 
     def layer(self, layer: int, own: Hidden, given: Hidden, led: Hidden) -> Hidden:
         """The outputs (T, width) of ``layer``; the answer is llama.cpp's.

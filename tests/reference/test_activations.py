@@ -16,7 +16,7 @@ from gguf.constants import GGMLQuantizationType
 from ktllama import reference
 from ktllama.model.tensor_types import TENSOR_TYPES
 from ktllama.reference.activations import PARTNERS, Activations, Partner, rounded, sums_gained
-from ktllama.reference.arrays import Floats, Kernels, open_pass
+from ktllama.reference.arrays import Floats, Kernels, Ratings, open_pass
 from ktllama.reference.config import Config
 from ktllama.reference.weights import can_dequantize
 from ktllama.runtime import library
@@ -152,7 +152,7 @@ class _Leader:
         self.errors: list[float] = []
         self._hidden = capture.hidden
 
-    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer]) -> None:
+    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer], ratings: Ratings) -> None:
         """Not looked at."""
 
     def layer(self, layer: int, own: Floats, given: Floats, led: Floats) -> Floats:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ktllama.reference.activations import Activations
-from ktllama.reference.arrays import Floats, Kernels, open_pass
+from ktllama.reference.arrays import Floats, Kernels, Ratings, open_pass
 from ktllama.reference.attention import attend, visibility
 from ktllama.reference.config import Config
 from ktllama.reference.cpu_attention import CpuAttention
@@ -35,7 +35,7 @@ class Led:
         self.errors: list[npt.NDArray[np.float64]] = []
         self._hidden = capture.hidden
 
-    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer]) -> None:
+    def routing(self, layer: int, own: npt.NDArray[np.integer], led: npt.NDArray[np.integer], ratings: Ratings) -> None:
         """Not looked at."""
 
     def layer(self, layer: int, own: Floats, given: Floats, led: Floats) -> Floats:

@@ -73,6 +73,27 @@ def with_tensor_scaled(path: Path, target: Path, name: str, factor: float) -> Pa
     return target
 
 
+def with_expert_negated(path: Path, target: Path, layer: int, expert: int) -> Path:
+    """A copy in which what one expert of Q8_0 makes has the other sign."""
+    shutil.copyfile(path, target)
+    reader = gguf.GGUFReader(target, "r+")
+    data = next(tensor.data for tensor in reader.tensors if tensor.name == f"blk.{layer}.ffn_down_exps.weight")
+    scales = data[expert].reshape(-1, 34)[:, :2]
+    scales[:] = (-np.ascontiguousarray(scales).view(np.float16)).view(np.uint8)
+    reader.data.flush()
+    return target
+
+
+def with_router_rows_swapped(path: Path, target: Path, layer: int, first: int, second: int) -> Path:
+    """A copy whose router takes two experts of one layer for each other."""
+    shutil.copyfile(path, target)
+    reader = gguf.GGUFReader(target, "r+")
+    data = next(tensor.data for tensor in reader.tensors if tensor.name == f"blk.{layer}.ffn_gate_inp.weight")
+    data[[first, second]] = data[[second, first]]
+    reader.data.flush()
+    return target
+
+
 def with_other_experts(path: Path, target: Path, layer: int) -> Path:
     """A copy whose router favours the first expert of one layer a little more than it did."""
     shutil.copyfile(path, target)

@@ -130,3 +130,21 @@ def test_another_file_brings_the_rounding_of_its_weights(type_name: str, limit: 
 )
 def test_the_rounding_of_weights_is_about_what_quantizers_do(type_name: str, measured: float) -> None:
     assert weight_rounding(type_name) == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "dtype", "limit"),
+    [("f16", "float32", 1e-3), ("q8_0", "float32", 5e-2), ("q4_0", "float32", 1.0), ("f16", "bfloat16", 5e-2)],
+)
+def test_the_limit_follows_what_was_asked_for(kv_type: str, dtype: str, limit: float) -> None:
+    found = Comparison(
+        weights="Q8_0",
+        reference_weights="Q8_0",
+        kv_type=kv_type,
+        flash_attention=True,
+        dtype=dtype,
+        exact=(),
+        alike=(),
+        rounded=(),
+    )
+    assert found.max_kl == limit

@@ -64,7 +64,12 @@ def test_what_is_no_number_is_infinitely_wrong() -> None:
 
 
 def test_experts_are_compared_as_sets() -> None:
-    routing = Routing(reference=chosen([1, 5], [2, 3]), llama=chosen([5, 1], [3, 7]), led=chosen([1, 5], [7, 3]))
+    routing = Routing(
+        reference=chosen([1, 5], [2, 3]),
+        llama=chosen([5, 1], [3, 7]),
+        led=chosen([1, 5], [7, 3]),
+        nudges=np.zeros(2),
+    )
     found = compare_layer(4, OUTPUTS, routing, "float32")
     assert found.flipped is not None
     assert found.own_flipped is not None

@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 from ktllama.validating import page
 from ktllama.validating.comparison import Source
 from ktllama.validating.document import report_document
+from ktllama.validating.layers import LayerErrors
 from ktllama.validating.positions import compare_positions
 from ktllama.validating.report import (
     Report,
@@ -72,6 +73,8 @@ def test_rounding_that_calm_layers_carried_on_is_told_from_a_fault() -> None:
         "rounding that was carried on, within 0.02"
     )
     assert report_document(near)["carried"] is True
+    one = np.array([0.0, 0.06, 0.0])  # a single token that is far off
+    assert not replace(near, layers=(LayerErrors(layer=0, relative=one, own=one),)).ok
     # not where the reference leaves one layer exact, where a layer is wrong, or where a limit was given
     assert not replace(near, comparison=replace(alike, rounded=(True, True, True, False))).ok
     assert not replace(near, layers=whole.layers).ok
@@ -106,8 +109,12 @@ def test_the_first_layer_may_have_got_it_from_the_embedding() -> None:
 def test_a_failure_without_a_suspect_says_where_the_error_is_largest() -> None:
     whole = report()
     assert suspicion(report(layers=whole.layers[:2])) == (
-        "no layer stands out; the largest error is added by layer 0 on cuda:0: 0.01, expected about 0.005"
+        "no layer stands out; the largest error is added by layer 0 on cuda:0: 0.02 for one token, expected about 0.005"
     )
+    calm = np.full(3, 0.004)
+    none = report(layers=(LayerErrors(layer=0, relative=calm, own=calm),))
+    assert (none.ok, none.suspect) == (False, None)
+    assert suspicion(none) == "no layer stands out: each adds no more than is expected of it"
 
 
 def test_flips_say_what_was_chosen_and_what_they_did() -> None:

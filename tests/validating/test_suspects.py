@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ktllama.validating.layers import LayerErrors
-from ktllama.validating.suspects import Suspect, first_suspect, largest
+from ktllama.validating.suspects import Suspect, far_off, first_suspect, largest
 
 CALM = np.full(4, 0.01)
 
@@ -32,13 +32,33 @@ def test_the_first_of_two_wrong_layers_is_blamed() -> None:
 
 def test_clearly_more_than_a_tenth_of_the_tokens_is_enough() -> None:
     def wrong(n: int, of: int) -> tuple[LayerErrors]:
-        return (layer(0, [*[0.5] * n, *[0.01] * (of - n)]),)
+        return (layer(0, [*[0.09] * n, *[0.01] * (of - n)]),)
 
-    assert first_suspect(wrong(5, 20), CALM, expected) == Suspect(layer=0, error=0.01, share=0.25, certain=True)
+    assert first_suspect(wrong(5, 20), CALM, expected) == Suspect(layer=0, error=0.09, share=0.25, certain=True)
     enough = {8: 3, 20: 5, 100: 17, 300: 41}
     for of, n in enough.items():
         assert first_suspect(wrong(n, of), CALM, expected) is not None
         assert first_suspect(wrong(n - 1, of), CALM, expected) is None
+
+
+def test_three_tokens_that_are_far_off_are_enough() -> None:
+    def wrong(n: int) -> tuple[LayerErrors]:
+        return (layer(1, [*[0.2] * n, *[0.0] * (300 - n)]),)
+
+    assert first_suspect(wrong(3), CALM, expected) == Suspect(layer=1, error=0.2, share=0.01, certain=True)
+    assert first_suspect(wrong(2), CALM, expected) is None
+    assert far_off(wrong(2)[0], 0.01).sum() == 2
+
+
+def test_a_flip_that_rounding_cannot_explain_is_an_error() -> None:
+    def flips(nudge: float) -> LayerErrors:
+        marks = np.arange(20) < 3
+        own, nudges = np.where(marks, 0.09, 0.0), np.where(marks, nudge, 0.0)
+        return LayerErrors(layer=1, relative=own, own=own, flipped=marks, own_flipped=marks, nudges=nudges)
+
+    assert first_suspect((flips(0.09),), CALM, expected) is None
+    assert largest((flips(0.09),), expected) is None
+    assert first_suspect((flips(0.11),), CALM, expected) == Suspect(layer=1, error=0.09, share=0.15, certain=True)
 
 
 def test_one_or_two_tokens_must_be_far_off() -> None:
@@ -67,14 +87,18 @@ def test_the_largest_error_is_no_proof() -> None:
         layer=1, error=0.03, share=0.0, certain=False
     )
     assert largest((), expected) is None
+    assert largest((layer(0, 0.01), layer(1, 0.005)), expected) is None  # no more than is expected
+    one = layer(2, [0.02, *[0.0] * 19])
+    assert largest((layer(0, 0.01), one), expected) == Suspect(layer=2, error=0.02, share=0.0, certain=False)
 
 
 def test_every_layer_is_held_against_what_is_expected_of_it() -> None:
-    layers = (layer(0, 0.3), layer(1, 0.03), layer(2, 0.03))
+    layers = (layer(0, 0.35), layer(1, 0.03), layer(2, 0.03))
 
     def by_layer(index: int | None) -> float:
         return {0: 0.1, 1: 0.01, 2: 0.001}.get(index if index is not None else -1, 1e-6)
 
     assert first_suspect(layers, CALM, by_layer) == Suspect(layer=2, error=0.03, share=1.0, certain=True)
     assert first_suspect(layers[:2], CALM, by_layer) == Suspect(layer=None, error=0.01, share=1.0, certain=True)
-    assert largest(layers, by_layer) == Suspect(layer=0, error=0.3, share=0.0, certain=False)
+    assert largest(layers[:2], by_layer) == Suspect(layer=0, error=0.35, share=0.0, certain=False)
+    assert largest(layers, by_layer) == Suspect(layer=2, error=0.03, share=1.0, certain=False)

@@ -25,8 +25,10 @@ from tests.runtime.tiny_models import TinyLlama
 from tests.validating.models import (
     UniformDeepSeek,
     UniformLlama,
+    with_expert_negated,
     with_layers_swapped,
     with_other_experts,
+    with_router_rows_swapped,
     with_tensor_scaled,
 )
 
@@ -190,6 +192,35 @@ def test_a_sound_model_passes_on_a_few_words_that_it_does_not_know(prompt: str) 
     assert found.ok
     assert found.suspect is None
     assert all(layer.median_own < 1e-5 for layer in found.layers)
+
+
+@pytest.mark.parametrize(("layer", "expert"), [(1, 3), (1, 4), (2, 4)])
+def test_one_wrong_expert_is_found_however_few_tokens_it_works_on(layer: int, expert: int, folder: Path) -> None:
+    wrong = with_expert_negated(assets.tiny_r1(), folder / "negated.gguf", layer, expert)
+    found = validated(wrong, assets.tiny_r1(), max_tokens=None, n_ctx=512)
+    assert not found.ok
+    assert found.suspect is not None
+    assert (found.suspect.layer, found.suspect.certain) == (layer, True)
+    assert found.suspect.share < 0.12
+
+
+@pytest.mark.parametrize(("layer", "rows"), [(1, (1, 2)), (3, (1, 7))])
+def test_a_router_that_takes_one_expert_for_another_is_found(layer: int, rows: tuple[int, int], folder: Path) -> None:
+    wrong = with_router_rows_swapped(assets.tiny_r1(), folder / "rows.gguf", layer, *rows)
+    found = validated(wrong, assets.tiny_r1(), max_tokens=128)
+    assert not found.ok
+    assert found.suspect is not None
+    assert (found.suspect.layer, found.suspect.certain) == (layer, True)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"type_k": "q4_0", "type_v": "q4_0"}, {"type_k": "q8_0", "type_v": "q8_0"}, {"dtype": "bfloat16"}]
+)
+def test_what_was_asked_for_is_no_fault(changes: dict[str, Any]) -> None:
+    found = validated(assets.tiny_r1(), max_tokens=64, **changes)
+    assert found.mean_kl > 1e-3  # the limit of the weights alone
+    assert found.ok
+    assert found.suspect is None
 
 
 def test_flipped_experts_are_found_where_they_happen(exact: Path, folder: Path) -> None:
