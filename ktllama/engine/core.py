@@ -101,10 +101,6 @@ class Engine:
         if self.embeddings.remove(request_id):
             self._fail_id(request_id, "engine_error", "cancelled")
 
-    def fail(self, failed: Failed) -> None:
-        """Answer a request that did not get here."""
-        self._outgoing.add(failed)
-
     def _refused(self, request_id: str, *, n_generations: int = 0, n_embeddings: int = 0) -> bool:
         """Whether a newcomer, one of either kind, was refused."""
         if self.draining:

@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from ktllama.r1.errors import MessagesError
+from ktllama.r1.markers import common_beginning
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 _LONGEST = 200
@@ -60,10 +61,9 @@ def _beginning_with(texts: Sequence[str]) -> str:
 
     R1's vocabulary has 800 that differ in their last digits: tried one by one, they cost microseconds at every ``<``.
     """
-    first, last = texts[0], texts[-1]
-    n_shared = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    shared = re.escape(first[:n_shared])
-    if n_shared == len(first):
+    beginning = common_beginning(texts[0], texts[-1])
+    n_shared, shared = len(beginning), re.escape(beginning)
+    if beginning == texts[0]:
         return shared
     groups = (list(group) for _, group in groupby(texts, key=lambda text: text[n_shared]))
     rests = "|".join(_beginning_with([text[n_shared:] for text in group]) for group in groups)

@@ -36,3 +36,10 @@ def _overlap(text: str, marker: str) -> int:
             return len(text) - start
         start += 1
     return 0
+
+
+def common_beginning(first: str, second: str) -> str:
+    """What two texts begin with alike."""
+    pairs = enumerate(zip(first, second, strict=False))
+    length = next((place for place, (one, two) in pairs if one != two), min(len(first), len(second)))
+    return first[:length]

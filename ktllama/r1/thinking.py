@@ -308,7 +308,7 @@ class ThinkingTokenParser:
         self._marking = {**tool_opener_ids, **tags}  # the text of each token that is a mark
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._incomplete = False  # the decoder holds a part of a character
-        self.n_characters = 0  # that were given to `pieces`; whoever uses `plain` may add its own
+        self.n_characters = 0  # of the text so far
         self.scanner = TagScanner(
             _start(start_in_reasoning, closed),
             keep_blanks=keep_blanks,
@@ -337,6 +337,10 @@ class ThinkingTokenParser:
             return None
         kind = self.scanner.plain(text)
         return None if kind is None else Delta(kind, text)
+
+    def count(self, text: str) -> None:
+        """The text of a token that `plain` has settled, which `pieces` will not see."""
+        self.n_characters += len(text)
 
     def pieces(self, token: int, piece: bytes) -> list[Piece]:
         """The same as `feed`, with what does not show."""

@@ -167,7 +167,7 @@ class Transcript:
         else:
             return None
         if self._n_settled is not None:
-            self._parser.n_characters += len(delta.text)
+            self._parser.count(delta.text)
             self._n_settled += len(delta.text)
         return delta if self._format == "deepseek" else Delta("content", delta.text)
 

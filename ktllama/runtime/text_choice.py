@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 
 from ktllama.engine.executor import GrammarError
+from ktllama.r1.markers import common_beginning
 
 _MAX_PLACES = 4_000
 _FLAT = 32  # alternatives that are left as they are: a rule each would cost more than it saves
@@ -39,7 +40,7 @@ def one_of(texts: Iterable[str], add: Callable[[str], str]) -> str:
             if len(group) == 1:
                 children[-1].append((group[0][n_alike:], None))
             else:
-                n_more = _n_alike(group[0], group[-1])
+                n_more = len(common_beginning(group[0], group[-1]))
                 children[-1].append((group[0][n_alike:n_more], len(places)))
                 places.append((group, n_more))
     bodies = [""] * len(places)
@@ -78,12 +79,6 @@ def none_of(names: set[str], add: Callable[[str], str]) -> str:
             choices.append('""')
         rules[place] = choices[0] if choices == ["char+"] else add(" | ".join(choices))
     return rules[0]
-
-
-def _n_alike(first: str, second: str) -> int:
-    """How many characters two texts begin with alike."""
-    pairs = zip(first, second, strict=False)
-    return next((index for index, (one, two) in enumerate(pairs) if one != two), min(len(first), len(second)))
 
 
 def _escaped(text: str) -> Iterator[str]:

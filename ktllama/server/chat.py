@@ -59,7 +59,7 @@ async def chat_completions(request: Request) -> Response:
     plan = planned(state, body)
     notes = notes_of(request.scope)
     notes.model, notes.stream, notes.choices = plan.head.model, bool(body.stream), len(plan.choices)
-    running = Running(state, plan.choices)
+    running = Running(state, plan.choices, prompt_field="messages")
     return await respond(
         request,
         running,

@@ -66,7 +66,7 @@ async def completions(request: Request) -> Response:
     plan = await _planned(state, body, prompts)
     notes = notes_of(request.scope)
     notes.model, notes.stream, notes.choices = plan.head.model, bool(body.stream), len(plan.choices)
-    running = Running(state, plan.choices)
+    running = Running(state, plan.choices, prompt_field="prompt")
     return await respond(
         request,
         running,

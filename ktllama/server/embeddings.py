@@ -41,7 +41,7 @@ async def embeddings(request: Request) -> Response:
     try:
         made = await unless_gone(request.receive, state.client.embed(inputs))
     except EngineRequestError as error:
-        raise from_refused(error) from error
+        raise from_refused(error, prompt_field="input") from error
     except ClientGoneError:
         notes_of(request.scope).client_left = True
         return Response(status_code=499)

@@ -39,8 +39,6 @@ _CODES = {
 }
 # What the engine calls by its own name: the field of a request that it came from.
 _FIELDS = {"json_schema": "response_format.json_schema.schema"}
-# The field that the prompt came from, by the end of the path: the engine knows nothing of fields.
-_PROMPT_FIELDS = (("/chat/completions", "messages"), ("/completions", "prompt"), ("/embeddings", "input"))
 # Codes that say it better to callers than the engine's own.
 _FAILURE_CODES = {"loading": "model_loading"}
 RETRY_SECONDS = 2
@@ -83,15 +81,15 @@ class ApiError(KtllamaError):
         return Response(self.body(), self.status, self.headers(), media_type="application/json")
 
 
-def from_failed(failed: Failed) -> ApiError:
-    """What the engine's refusal or death is to the caller."""
+def from_failed(failed: Failed, *, prompt_field: str | None = None) -> ApiError:
+    """What the engine's refusal or death is to the caller, whose prompt is in `prompt_field` of the request."""
     status = FAILURES.get(failed.code, 500)
     given = failed.fields.get("retry_after")
     retry_after = float(given) if isinstance(given, int | float) else (RETRY_SECONDS if status in (429, 503) else None)
     field = failed.fields.get("field")
     message = failed.message
     if failed.code == "context_length_exceeded":
-        message = _context_length(failed) or message
+        message, field = _context_length(failed) or message, prompt_field
     return ApiError(
         status,
         message,
@@ -101,9 +99,10 @@ def from_failed(failed: Failed) -> ApiError:
     )
 
 
-def from_refused(error: EngineRequestError) -> ApiError:
+def from_refused(error: EngineRequestError, *, prompt_field: str | None = None) -> ApiError:
     """The same, of a call that is answered at once."""
-    return from_failed(Failed(request_id="", code=error.code, message=error.message, fields=error.fields))
+    failed = Failed(request_id="", code=error.code, message=error.message, fields=error.fields)
+    return from_failed(failed, prompt_field=prompt_field)
 
 
 def _context_length(failed: Failed) -> str | None:
@@ -123,8 +122,6 @@ def install(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         notes_of(request.scope).error_code = error.code
-        if error.code == "context_length_exceeded":
-            error.param = _prompt_field(request.url.path)
         return error.response()
 
     async def framework(request: Request, error: Exception) -> Response:
@@ -142,10 +139,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, known)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(Exception, ours)
-
-
-def _prompt_field(path: str) -> str | None:
-    return next((field for end, field in _PROMPT_FIELDS if path.endswith(end)), None)
 
 
 def _framework_message(request: Request, error: HTTPException) -> str:

@@ -27,9 +27,11 @@ class Choice:
 class Running:
     """The choices of one request, on their way. `open` it, then read what is `gained` to the end or `close` it."""
 
-    def __init__(self, state: ServerState, choices: Sequence[Choice]) -> None:
+    def __init__(self, state: ServerState, choices: Sequence[Choice], *, prompt_field: str) -> None:
+        """`prompt_field` is where the request has its prompt."""
         self._client = state.client
         self._observer = state.observer
+        self._prompt_field = prompt_field
         self._choices = {choice.generate.request_id: choice for choice in choices}
         self._open = set(self._choices)  # ids that have not ended
         self._stream: AnswerStream | None = None
@@ -84,7 +86,7 @@ class Running:
     def _failure(self, event: Failed) -> ApiError:
         self._open.discard(event.request_id)
         self._observer.saw(event)
-        error = from_failed(event)
+        error = from_failed(event, prompt_field=self._prompt_field)
         if error.status == 500:  # the engine lives on, and nothing else would say why this one went wrong
             fields = {"request": event.request_id, "code": event.code, "reason": event.message}
             _log.error("a generation failed", extra={"fields": fields})

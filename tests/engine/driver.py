@@ -81,7 +81,8 @@ class Driver:
         if isinstance(generation, Generation):
             self.engine.submit(generation)
         else:
-            self.engine.fail(generation)
+            answer.ends.append(generation)  # it does not get to the engine
+            answer.last_step = self.n_steps
         self.collect()
         return answer
 

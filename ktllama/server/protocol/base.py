@@ -59,9 +59,17 @@ class Body(BaseModel):
         return value
 
 
+def branch_name(name: str) -> str:
+    """What a discriminator gives for a union's branch.
+
+    pydantic puts it among the keys that lead to a fault, so it must not look like one.
+    """
+    return f"({name})"
+
+
 def branch(name: str) -> Tag:
-    """A union's branch. pydantic puts its name among the keys that lead to a fault, so it must not look like one."""
-    return Tag(f"({name})")
+    """A union's branch."""
+    return Tag(branch_name(name))
 
 
 def is_branch(step: str | int) -> bool:
@@ -76,7 +84,7 @@ def items(*, min_length: int | None = None, max_length: int | None = None) -> An
 
 def text_or_list(value: Any) -> str:
     """The branch of what may be one text or a list."""
-    return "(list)" if isinstance(value, list) else "(text)"
+    return branch_name("list" if isinstance(value, list) else "text")
 
 
 def _not_empty(stops: list[str]) -> list[str]:

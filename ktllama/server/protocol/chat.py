@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ktllama.server.protocol.base import TOKEN_LIMIT, Body, branch, items, only
+from ktllama.server.protocol.base import TOKEN_LIMIT, Body, branch, branch_name, items, only
 from ktllama.server.protocol.messages import Message, NamedToolChoice, ToolChoice, Tools
 from ktllama.server.protocol.openai import OpenAIChatFields
 from ktllama.server.protocol.sampling import SamplingFields
@@ -50,7 +50,7 @@ class JsonSchemaFormat(Body):
 
 def _format_tag(value: Any) -> str | None:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"({kind})" if isinstance(kind, str) and kind in ("text", "json_object", "json_schema") else None
+    return branch_name(kind) if isinstance(kind, str) and kind in ("text", "json_object", "json_schema") else None
 
 
 ResponseFormat = Annotated[

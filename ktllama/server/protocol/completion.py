@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ktllama.server.protocol.base import TOKEN_LIMIT, TokenId, branch, items, refused
+from ktllama.server.protocol.base import TOKEN_LIMIT, TokenId, branch, branch_name, items, refused
 from ktllama.server.protocol.chat import StreamOptions
 from ktllama.server.protocol.openai import OpenAIFields
 from ktllama.server.protocol.sampling import SamplingFields
@@ -15,11 +15,11 @@ from ktllama.server.protocol.sampling import SamplingFields
 
 def _prompt_tag(value: Any) -> str:
     if not isinstance(value, list):
-        return "(text)"
+        return branch_name("text")
     first = value[0] if value else None
     if isinstance(first, list):
-        return "(many_ids)"
-    return "(ids)" if isinstance(first, int) else "(texts)"
+        return branch_name("many_ids")
+    return branch_name("ids" if isinstance(first, int) else "texts")
 
 
 # One text, many, the token ids of one, or of many: OpenAI's four forms.

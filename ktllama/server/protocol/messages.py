@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from ktllama.server.protocol.base import Body, branch, items, refused, text_or_list
+from ktllama.server.protocol.base import Body, branch, branch_name, items, refused, text_or_list
 
 _NOT_TEXT = ("image_url", "image", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file")
 
@@ -135,7 +135,7 @@ class NamedToolChoice(Body):
 
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], branch("word")] | Annotated[NamedToolChoice, branch("named")],
-    Discriminator(lambda value: "(named)" if isinstance(value, dict | NamedToolChoice) else "(word)"),
+    Discriminator(lambda value: branch_name("named" if isinstance(value, dict | NamedToolChoice) else "word")),
 ]
 
 
