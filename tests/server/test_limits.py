@@ -218,17 +218,9 @@ def test_a_malformed_chunk_is_400_and_the_application_is_let_go(body: bytes) -> 
 
 
 def test_garbage_behind_a_request_leaves_it_its_answer() -> None:
-    go = threading.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while not go.is_set():
-            await asyncio.sleep(0.01)
-        await says_ok(scope, receive, send)
-
-    with listening(app, PATIENT) as port, connected(port) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok")
-        connection.sendall(b"that was not all\r\n\r\n")
-        go.set()
+    request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok"
+    with listening(says_ok, PATIENT) as port, connected(port) as connection:
+        connection.sendall(request + b"that was not all\r\n\r\n")  # at once, so that it is there before the answer
         received = everything(connection)
     head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
